@@ -1,0 +1,49 @@
+# make demo      set up and run the main job: the benchmark on real long-tailed data, with its report
+# make test      set up and run the tests         make test-all   the slow sweeps and the peers as well
+# make lint      ruff and mypy --strict           make docs       build the documentation site
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint docs clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+$(VENV)/.made: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+	  { echo "reweigh needs Python >= 3.10 as '$(PYTHON)'; name another with: make PYTHON=/path/to/python $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "this Python has no venv module (Debian: apt-get install python3-venv)"; exit 1; }
+	@echo "setting up $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch numpy
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.made
+	@$(BIN)/python -m reweigh.benchmarks run digits_lt50 --out $(RUN)
+	@echo "report: $(RUN)/report.html"
+
+test: $(VENV)/.made
+	@$(BIN)/python -m pytest -n auto
+
+test-all: $(VENV)/.made
+	@$(BIN)/python -m pytest -n auto -m "slow or not slow"
+
+# The root is the package, so mypy sees it through a link that bears the package's name.
+lint: $(VENV)/.made
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@mkdir -p $(VENV)/types && ln -sfn $(CURDIR) $(VENV)/types/reweigh
+	@MYPYPATH=$(VENV)/types $(BIN)/mypy --config-file pyproject.toml -p reweigh.weighting -p reweigh.losses \
+	  -p reweigh.lightning_callbacks -p reweigh.benchmarks
+
+docs: $(VENV)/.made
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[docs]'
+	@$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info site runs .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,46 @@
+"""Objectives: criteria, reductions, logit transforms, and the named losses composed of them."""
+
+from . import functional
+from .classification import FocalLoss, SigmoidFocalLoss
+from .criteria import BinaryCrossEntropy, Criterion, CrossEntropy, FromLoss
+from .logits import BalancedSoftmax, Chain, LogitAdjustment, LogitTransform, Temperature, posthoc_logit_adjustment
+from .objective import Components, Objective
+from .reductions import (
+    BatchMean,
+    GroupMean,
+    Mean,
+    Reduction,
+    SequenceMean,
+    Total,
+    Unreduced,
+    WeightedMean,
+)
+from .registry import available as available
+from .registry import create as create
+from .registry import registry as registry
+
+__all__ = [
+    "BalancedSoftmax",
+    "BatchMean",
+    "BinaryCrossEntropy",
+    "Chain",
+    "Components",
+    "Criterion",
+    "CrossEntropy",
+    "FocalLoss",
+    "FromLoss",
+    "GroupMean",
+    "LogitAdjustment",
+    "LogitTransform",
+    "Mean",
+    "Objective",
+    "Reduction",
+    "SequenceMean",
+    "SigmoidFocalLoss",
+    "Total",
+    "Temperature",
+    "Unreduced",
+    "WeightedMean",
+    "functional",
+    "posthoc_logit_adjustment",
+]

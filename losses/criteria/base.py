@@ -1,0 +1,147 @@
+"""The first of the four nouns: what turns inputs into loss terms."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reweigh.weighting.config import readable
+from reweigh.weighting.dynamics import Dynamic
+from reweigh.weighting.terms import LossTerms, mask_out
+
+
+class Criterion(Dynamic, ABC):
+    """Makes unreduced :class:`~reweigh.weighting.LossTerms` from inputs.
+
+    A subclass names what it provides and implements :meth:`measure`; the mask, sample weights, groups and indices of
+    the call are checked and attached here.
+    """
+
+    provides: frozenset[str] = frozenset({"loss"})
+    """Statistics that its terms always carry."""
+
+    @abstractmethod
+    def measure(self, *inputs: Any, mask: Tensor | None) -> LossTerms:
+        """Loss terms of the inputs, 0 and neutral where ``mask`` is False or the target is ignored."""
+
+    @abstractmethod
+    def example_inputs(self, batch: int = 8, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
+        """Random inputs for the conformance suite (four classes where there are classes); the first takes gradient."""
+
+    def terms(
+        self,
+        *inputs: Any,
+        mask: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+        group: Tensor | None = None,
+        index: Tensor | None = None,
+        **stats: Tensor,
+    ) -> LossTerms:
+        """Unreduced loss terms.
+
+        Args:
+            *inputs: What the criterion compares, usually ``(logits, target)``.
+            mask: Bool, True = counts; the terms' shape, or ``(S[0],)`` for whole samples. Masked means removed.
+            sample_weight: Numbers >= 0, ``(S[0],)`` or the terms' shape: how many equal terms each stands for.
+            group: ``(S[0],)`` integers.
+            index: ``(S[0],)`` integers, positions in the data set.
+            **stats: Further statistics that a weighting reads by name, ``(S[0],)`` or the terms' shape.
+
+        Raises:
+            TypeError: If a tensor has the wrong dtype.
+            ValueError: If a shape or value does not fit.
+        """
+        if mask is not None and (not isinstance(mask, Tensor) or mask.dtype != torch.bool):
+            found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(f"{type(self).__name__}: mask must be a bool tensor (True = counts), got {found}")
+        terms = self.measure(*inputs, mask=mask)
+        return self._attach(terms, sample_weight, group, index, stats)
+
+    def forward(self, *inputs: Any, **meta: Any) -> Any:
+        """The same as :meth:`terms`."""
+        return self.terms(*inputs, **meta)
+
+    def _attach(
+        self,
+        terms: LossTerms,
+        sample_weight: Tensor | None,
+        group: Tensor | None,
+        index: Tensor | None,
+        stats: dict[str, Tensor],
+    ) -> LossTerms:
+        if sample_weight is not None:
+            terms = terms._replace(multiplicity=self._sample_weight(sample_weight, terms))
+        if group is not None:
+            terms = terms._replace(group=self._per_sample("group", group, terms))
+        if index is not None:
+            terms = terms._replace(index=self._per_sample("index", index, terms))
+        if stats:
+            extras = dict(terms.extras or {})
+            for name, value in stats.items():
+                if not isinstance(value, Tensor):
+                    raise TypeError(f"{type(self).__name__}: {name} must be a tensor, got {type(value).__name__}")
+                self._check_shape(name, value, terms)
+                full = value.ndim == terms.loss.ndim
+                extras[name] = mask_out(value, terms.mask, 0.0) if full else value
+            terms = terms._replace(extras=extras)
+        return terms
+
+    def _check_shape(self, name: str, value: Tensor, terms: LossTerms) -> None:
+        shape = tuple(terms.loss.shape)
+        if tuple(value.shape) not in (shape, shape[:1]):
+            raise ValueError(
+                f"{type(self).__name__}: {name} must have the terms' shape {shape} or {shape[:1]}, "
+                f"got {tuple(value.shape)}"
+            )
+
+    def _sample_weight(self, value: Tensor, terms: LossTerms) -> Tensor:
+        if not isinstance(value, Tensor) or value.is_complex():
+            raise TypeError(f"{type(self).__name__}: sample_weight must be a real tensor, got {_kind(value)}")
+        while value.ndim > 1 and value.ndim >= terms.loss.ndim and value.shape[-1] == 1 and terms.loss.shape[-1] != 1:
+            value = value.squeeze(-1)  # (B, 1) for (B, T) terms is one weight per sample
+        self._check_shape("sample_weight", value, terms)
+        value = value.to(terms.loss.dtype)
+        if readable(value) and value.numel():
+            low = float(value.min())
+            if not low >= 0.0:
+                raise ValueError(f"{type(self).__name__}: sample_weight must be >= 0, got {low:g}")
+        return value
+
+    def _per_sample(self, name: str, value: Tensor, terms: LossTerms) -> Tensor:
+        if (
+            not isinstance(value, Tensor)
+            or value.is_floating_point()
+            or value.is_complex()
+            or value.dtype == torch.bool
+        ):
+            raise TypeError(f"{type(self).__name__}: {name} must be an integer tensor, got {_kind(value)}")
+        if tuple(value.shape) != tuple(terms.loss.shape[:1]):
+            raise ValueError(
+                f"{type(self).__name__}: {name} must hold one integer per sample, shape {tuple(terms.loss.shape[:1])}, "
+                f"got {tuple(value.shape)}"
+            )
+        return value.long()
+
+
+def _kind(value: object) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+
+
+def upcast(owner: object, name: str, value: Any) -> Tensor:
+    """A floating tensor in at least float32."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise TypeError(f"{type(owner).__name__}: {name} must be a floating-point tensor, got {_kind(value)}")
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+def expand_mask(owner: object, mask: Tensor, shape: torch.Size) -> Tensor:
+    """A mask of the terms' shape from one that has it, or covers its first dimensions."""
+    if mask.shape == shape[: mask.ndim] and mask.ndim <= len(shape):
+        return mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim)).expand(shape)
+    raise ValueError(
+        f"{type(owner).__name__}: mask must have the terms' shape {tuple(shape)} or its first dimensions, "
+        f"got {tuple(mask.shape)}"
+    )

@@ -1,0 +1,427 @@
+"""Criteria with one loss per element: softmax and sigmoid cross-entropy, and any function of yours."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from reweigh.weighting.config import as_table, check_number, readable
+from reweigh.weighting.frequency import ClassTable, Values, class_table
+from reweigh.weighting.terms import NEUTRAL_LOG_PT, LossTerms, mask_out
+
+from ..logits import LogitTransform
+from .base import Criterion, _kind, expand_mask, upcast
+
+
+class _Element(Criterion):
+    """Common part of the two cross-entropies."""
+
+    def __init__(
+        self,
+        weight: Values | str | ClassTable | None,
+        ignore_index: int,
+        label_smoothing: float,
+        logits: LogitTransform | None,
+        validate: bool,
+    ) -> None:
+        super().__init__()
+        if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+            raise TypeError(f"{type(self).__name__}: ignore_index must be an integer, got {ignore_index!r}")
+        if logits is not None and not isinstance(logits, LogitTransform):
+            raise TypeError(f"{type(self).__name__}: logits must be a LogitTransform, got {type(logits).__name__}")
+        self.weight = None if weight is None else class_table(self, "weight", weight)
+        self.ignore_index = ignore_index
+        self.label_smoothing = check_number(self, "label_smoothing", label_smoothing, low=0.0, high=1.0)
+        self.logits = logits
+        self.validate = validate
+
+    def _class_weight(self, num_classes: int, like: Tensor) -> Tensor | None:
+        if self.weight is None:
+            return None
+        table = self.weight.table()
+        if table.numel() != num_classes:
+            raise ValueError(
+                f"{type(self).__name__}: weight must have one entry per class ({num_classes}), got {table.numel()}"
+            )
+        return table.to(like.dtype)
+
+    def _only_valid(self, valid: Tensor) -> Tensor | None:
+        """``None`` where it is known, without asking a device, that nothing is masked."""
+        return None if readable(valid) and bool(valid.all()) else valid
+
+
+@final
+class CrossEntropy(_Element):
+    r"""Softmax cross-entropy, one term per target.
+
+    .. math:: \ell_i = -\sum_c v_c\, y_{ic} \log p_{ic}, \qquad p_i = \mathrm{softmax}(z_i)
+
+    - :math:`z`: ``logits``, class dimension 1 (dimension 0 where unbatched)
+    - :math:`y`: one-hot of an index target, or the given probabilities; smoothed to :math:`(1-s)y + s/C`
+    - :math:`v`: ``weight``, with torch's meaning: with index targets the mean divides by the sum of
+      :math:`v_{y_i}`, with probabilities by the number of terms
+
+    Provides ``loss``, ``log_pt``, ``target``, ``category``; ``log_qt`` exactly for two classes. With probabilities
+    :math:`p_t = \sum_c y_c p_c`, so a one-hot target equals its index, and ``target`` / ``category`` are their largest
+    class.
+
+    Args:
+        weight: Per-class weights: a sequence or tensor, ``"balanced"``, ``"sqrt"`` or ``"effective"`` (counts from the
+            ``fit`` event), or a class table. torch's ``weight``.
+        ignore_index: Targets with this value are removed.
+        label_smoothing: Share s of the uniform target, in [0, 1].
+        logits: A transform applied to the logits first (:class:`~reweigh.losses.LogitAdjustment`, ...).
+        validate: Check values too, where the target is not on the CPU: that waits for the device.
+
+    Shapes:
+        ``logits (N, C, d1, ...)`` with ``target (N, d1, ...)`` integers or ``(N, C, d1, ...)`` probabilities; terms
+        ``(N, d1, ...)``. Unbatched ``(C,)`` with ``()``. float16 and bfloat16 logits are computed in float32.
+
+    Raises:
+        TypeError: If ``logits`` is not floating-point or ``target`` neither integer nor floating-point.
+        ValueError: If shapes do not fit or a label is out of range.
+
+    Example:
+        >>> import torch
+        >>> CrossEntropy().terms(torch.zeros(2, 4), torch.tensor([3, -100])).loss
+        tensor([1.3863, 0.0000])
+    """
+
+    provides = frozenset({"loss", "log_pt", "target", "category"})
+
+    def __init__(
+        self,
+        *,
+        weight: Values | str | ClassTable | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        logits: LogitTransform | None = None,
+        validate: bool = True,
+    ) -> None:
+        super().__init__(weight, ignore_index, label_smoothing, logits, validate)
+
+    def measure(self, *inputs: Any, mask: Tensor | None) -> LossTerms:
+        if len(inputs) != 2:
+            raise TypeError(f"CrossEntropy: takes (logits, target), got {len(inputs)} inputs")
+        logits, target = upcast(self, "logits", inputs[0]), inputs[1]
+        if not isinstance(target, Tensor) or target.is_complex() or target.dtype == torch.bool:
+            raise TypeError(f"CrossEntropy: target must be class indices or probabilities, got {_kind(target)}")
+        if logits.ndim == 0:
+            raise ValueError("CrossEntropy: logits must have a class dimension, got a scalar")
+        dim = 1 if logits.ndim > 1 else 0
+        shape = logits.shape[:dim] + logits.shape[dim + 1 :]
+        if logits.shape[dim] == 0:
+            raise ValueError(f"CrossEntropy: logits must have at least one class, got shape {tuple(logits.shape)}")
+        if mask is not None:
+            mask = expand_mask(self, mask, shape)
+        if target.is_floating_point():
+            return self._soft(logits, target, mask, dim)
+        return self._hard(logits, target, mask, dim, shape)
+
+    def _hard(self, logits: Tensor, target: Tensor, mask: Tensor | None, dim: int, shape: torch.Size) -> LossTerms:
+        classes = logits.shape[dim]
+        if target.shape != shape:
+            raise ValueError(
+                f"CrossEntropy: target must have shape {tuple(shape)} (or {tuple(logits.shape)} as probabilities) "
+                f"for logits {tuple(logits.shape)}, got {tuple(target.shape)}"
+            )
+        target = target.long()
+        kept = target != self.ignore_index
+        valid = self._only_valid(kept if mask is None else kept & mask)
+        if valid is not None:
+            target = target.masked_fill(~valid, 0)
+            logits = logits.masked_fill(~valid.unsqueeze(dim), 0.0)
+        if self.validate and readable(target, wait=True) and target.numel():
+            low, high = (int(edge) for edge in target.aminmax())
+            if low < 0 or high >= classes:
+                raise ValueError(
+                    f"CrossEntropy: target must be in [0, {classes}) or ignore_index={self.ignore_index}, "
+                    f"got {low if low < 0 else high}"
+                )
+        if self.logits is not None:
+            logits = self.logits(logits, target, dim=dim)
+        weight = self._class_weight(classes, logits)
+        if weight is None and self.label_smoothing == 0.0:
+            loss = nn.functional.cross_entropy(logits, target, reduction="none")
+            log_pt = -loss
+        else:
+            log_p = logits.log_softmax(dim)
+            log_pt = log_p.gather(dim, target.unsqueeze(dim)).squeeze(dim)
+            at_target = 1.0 if weight is None else weight[target]
+            loss = -(1.0 - self.label_smoothing) * at_target * log_pt
+            if self.label_smoothing:
+                share = self.label_smoothing / classes
+                loss = loss - share * (log_p if weight is None else log_p * _along(weight, log_p, dim)).sum(dim)
+        log_qt: Tensor | None = None
+        if classes == 2:
+            margin = (logits.select(dim, 1) - logits.select(dim, 0)) * (2 * target - 1)
+            log_pt, log_qt = logsigmoid(margin), logsigmoid(-margin)
+            log_qt = mask_out(log_qt, valid, NEUTRAL_LOG_PT)
+        return LossTerms(
+            loss=mask_out(loss, valid, 0.0),
+            mask=valid,
+            log_pt=mask_out(log_pt, valid, NEUTRAL_LOG_PT),
+            log_qt=log_qt,
+            target=target,
+            category=target,
+            num_classes=classes,
+            norm=None if weight is None else weight[target],
+        )
+
+    def _soft(self, logits: Tensor, target: Tensor, mask: Tensor | None, dim: int) -> LossTerms:
+        classes = logits.shape[dim]
+        if target.shape != logits.shape:
+            raise ValueError(
+                f"CrossEntropy: probability targets must have the logits' shape {tuple(logits.shape)}, "
+                f"got {tuple(target.shape)}"
+            )
+        target = target.to(logits.dtype)
+        valid = None if mask is None else self._only_valid(mask)
+        if valid is not None:
+            away = ~valid.unsqueeze(dim)
+            logits, target = logits.masked_fill(away, 0.0), target.masked_fill(away, 1.0 / classes)
+        if self.validate and readable(target, wait=True) and target.numel():
+            low = float(target.min())
+            if not low >= 0.0:
+                raise ValueError(f"CrossEntropy: probability targets must be >= 0, got {low:g}")
+        hard = target.argmax(dim)
+        if self.logits is not None:
+            logits = self.logits(logits, hard, dim=dim)
+        log_p = logits.log_softmax(dim)
+        smooth = target * (1.0 - self.label_smoothing) + self.label_smoothing / classes
+        weight = self._class_weight(classes, logits)
+        weighted = smooth if weight is None else smooth * _along(weight, log_p, dim)
+        present = target > 0
+        loss = -_times(weighted, log_p).sum(dim)
+        log_y = torch.where(present, target, torch.ones_like(target)).log()
+        log_pt = torch.where(present, log_p + log_y, torch.full_like(log_p, -torch.inf))
+        log_pt = torch.where(present.any(dim, keepdim=True), log_pt, torch.zeros_like(log_p)).logsumexp(dim)
+        return LossTerms(
+            loss=mask_out(loss, valid, 0.0),
+            mask=valid,
+            log_pt=mask_out(log_pt.clamp_max(0.0), valid, NEUTRAL_LOG_PT),
+            target=hard,
+            category=hard,
+            num_classes=classes,
+        )
+
+    def example_inputs(self, batch: int = 8, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        logits = torch.randn(batch, 4, generator=generator, dtype=torch.float64) * 2
+        return logits.to(dtype), torch.randint(4, (batch,), generator=generator)
+
+
+@final
+class BinaryCrossEntropy(_Element):
+    r"""Sigmoid cross-entropy, one term per logit.
+
+    .. math:: \ell_i = -v_c \big[ u_c\, y_i \log p_i + (1-y_i) \log(1-p_i) \big], \qquad p_i = \sigma(x_i)
+
+    - :math:`x`: ``logits`` of any shape; labels along dimension 1 where there is one (else dimension 0 is the batch)
+    - :math:`y`: targets in [0, 1], hard, soft or multi-hot; smoothed to :math:`(1-s)y + s/2`
+    - :math:`v`: ``weight`` per label; it only multiplies (torch's meaning). :math:`u`: ``pos_weight`` per label
+
+    Provides ``loss``, ``log_pt``, ``log_qt`` (both exact), ``target`` and ``category`` (the label's column). With soft
+    targets :math:`p_t = y p + (1-y)(1-p)`.
+
+    Args:
+        weight: Per-label weights, as in :class:`CrossEntropy`.
+        pos_weight: Weight of positives: a number, or one per label.
+        ignore_index: Targets with this value are removed.
+        label_smoothing: Share s of the target 1/2, in [0, 1].
+        logits: A transform applied to the logits first.
+        validate: Check values too, where the target is not on the CPU: that waits for the device.
+
+    Shapes:
+        ``logits`` and ``target`` of the same shape; terms of that shape. A mask may cover whole samples ``(N,)``.
+
+    Raises:
+        TypeError: If ``logits`` is not floating-point or ``target`` is complex.
+        ValueError: If shapes differ or a target is outside [0, 1].
+
+    Example:
+        >>> import torch
+        >>> BinaryCrossEntropy().terms(torch.zeros(1, 2), torch.tensor([[1, -100]])).loss
+        tensor([[0.6931, 0.0000]])
+    """
+
+    provides = frozenset({"loss", "log_pt", "log_qt", "target", "category"})
+
+    def __init__(
+        self,
+        *,
+        weight: Values | str | ClassTable | None = None,
+        pos_weight: float | Values | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        logits: LogitTransform | None = None,
+        validate: bool = True,
+    ) -> None:
+        super().__init__(weight, ignore_index, label_smoothing, logits, validate)
+        if pos_weight is not None:
+            single = isinstance(pos_weight, (int, float)) or (isinstance(pos_weight, Tensor) and pos_weight.ndim == 0)
+            table = [check_number(self, "pos_weight", pos_weight, low=0.0)] if single else pos_weight
+            self.add_table("pos_weight", as_table(self, "pos_weight", table))
+        else:
+            self.pos_weight = None
+
+    def measure(self, *inputs: Any, mask: Tensor | None) -> LossTerms:
+        if len(inputs) != 2:
+            raise TypeError(f"BinaryCrossEntropy: takes (logits, target), got {len(inputs)} inputs")
+        logits, target = upcast(self, "logits", inputs[0]), inputs[1]
+        if not isinstance(target, Tensor) or target.is_complex():
+            raise TypeError(f"BinaryCrossEntropy: target must be a real tensor, got {_kind(target)}")
+        if target.shape != logits.shape:
+            raise ValueError(
+                f"BinaryCrossEntropy: target must have the logits' shape {tuple(logits.shape)}, "
+                f"got {tuple(target.shape)}"
+            )
+        hard = not target.is_floating_point()
+        kept = target != self.ignore_index
+        valid = self._only_valid(kept if mask is None else kept & expand_mask(self, mask, logits.shape))
+        y = target.to(logits.dtype)
+        if valid is not None:
+            logits, y = logits.masked_fill(~valid, 0.0), y.masked_fill(~valid, 0.0)
+        if self.validate and readable(y, wait=True) and y.numel():
+            low, high = (float(edge) for edge in y.aminmax())
+            if not (low >= 0.0 and high <= 1.0):
+                raise ValueError(
+                    f"BinaryCrossEntropy: target must be in [0, 1] or ignore_index={self.ignore_index}, "
+                    f"got {high if low >= 0.0 else low:g}"
+                )
+        dim = 1 if logits.ndim > 1 else 0
+        labels = logits.shape[1] if logits.ndim > 1 else 1
+        place = torch.arange(labels, device=logits.device).reshape((1, -1) + (1,) * (logits.ndim - 2))
+        place = place.expand(logits.shape) if logits.ndim > 1 else torch.zeros_like(logits, dtype=torch.int64)
+        if self.logits is not None:
+            logits = self.logits(logits, y, dim=dim)
+        log_p, log_q = logsigmoid(logits), logsigmoid(-logits)
+        smooth = y * (1.0 - self.label_smoothing) + 0.5 * self.label_smoothing
+        on_positive = smooth if self.pos_weight is None else smooth * self._pos_weight(labels, logits)
+        loss = -_times(on_positive, log_p) - _times(1.0 - smooth, log_q)
+        weight = self._class_weight(labels, logits)
+        if weight is not None:
+            loss = loss * weight[place]
+        log_pt, log_qt = _two_sided(y, log_p, log_q, hard)
+        return LossTerms(
+            loss=mask_out(loss, valid, 0.0),
+            mask=valid,
+            log_pt=mask_out(log_pt, valid, NEUTRAL_LOG_PT),
+            log_qt=mask_out(log_qt, valid, NEUTRAL_LOG_PT),
+            target=y,
+            category=place,
+            num_classes=labels,
+        )
+
+    def _pos_weight(self, labels: int, like: Tensor) -> Tensor:
+        table = self.get_buffer("pos_weight").to(like.dtype)
+        if table.numel() not in (1, labels):
+            raise ValueError(
+                f"BinaryCrossEntropy: pos_weight must be one number or one per label ({labels}), got {table.numel()}"
+            )
+        return _along(table, like, 1) if table.numel() > 1 else table.reshape(())
+
+    def example_inputs(self, batch: int = 8, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        logits = torch.randn(batch, 4, generator=generator, dtype=torch.float64) * 2
+        return logits.to(dtype), torch.randint(2, (batch, 4), generator=generator).to(dtype)
+
+
+@final
+class FromLoss(Criterion):
+    """Any loss function of yours with ``reduction="none"``, as a criterion.
+
+    Args:
+        fn: A module or function called as ``fn(*inputs)``, or its dotted path (for YAML). It must return one loss per
+            element.
+
+    Shapes:
+        Terms have the shape that ``fn`` returns; the last input, if it has that shape, is provided as ``target``. At
+        masked places the inputs are replaced by 1 (0 for integers) before ``fn`` sees them.
+
+    Raises:
+        TypeError: If ``fn`` cannot be called.
+        ValueError: If it returns a scalar: the loss must not be reduced yet.
+
+    Example:
+        >>> import torch
+        >>> from reweigh.losses import Objective
+        >>> objective = Objective(FromLoss(torch.nn.L1Loss(reduction="none")))
+        >>> objective(torch.tensor([1.0, 5.0]), torch.zeros(2), sample_weight=torch.tensor([3.0, 1.0]))
+        tensor(2.)
+    """
+
+    provides = frozenset({"loss"})
+
+    def __init__(self, fn: nn.Module | Callable[..., Tensor] | str) -> None:
+        super().__init__()
+        if isinstance(fn, str):
+            path, _, name = fn.rpartition(".")
+            try:
+                fn = getattr(importlib.import_module(path), name)
+            except (ImportError, AttributeError, ValueError) as error:
+                raise ValueError(f"FromLoss: fn must be importable, got {fn!r} ({error})") from error
+        if not callable(fn):
+            raise TypeError(f"FromLoss: fn must be callable or a dotted path, got {type(fn).__name__}")
+        self.fn = fn
+
+    def measure(self, *inputs: Any, mask: Tensor | None) -> LossTerms:
+        if mask is not None:
+            inputs = tuple(_cover(value, mask) for value in inputs)
+        loss = self.fn(*inputs)
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"FromLoss: fn must return a tensor, got {type(loss).__name__}")
+        if loss.ndim == 0:
+            raise ValueError('FromLoss: fn must return one loss per element (reduction="none"), got a scalar')
+        loss = upcast(self, "loss", loss)
+        if mask is not None:
+            mask = expand_mask(self, mask, loss.shape)
+        last = inputs[-1] if inputs else None
+        target = last if isinstance(last, Tensor) and last.shape == loss.shape else None
+        return LossTerms(loss=mask_out(loss, mask, 0.0), mask=mask, target=target)
+
+    def example_inputs(self, batch: int = 8, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        pair = torch.randn(2, batch, generator=generator, dtype=torch.float64)
+        return pair[0].to(dtype), pair[1].to(dtype)
+
+
+def _cover(value: Any, mask: Tensor) -> Any:
+    """An input with harmless values at masked places, where its shape shows which those are."""
+    if not isinstance(value, Tensor) or value.is_complex() or value.ndim < mask.ndim:
+        return value
+    if value.shape[: mask.ndim] == mask.shape:
+        away = ~mask.reshape(mask.shape + (1,) * (value.ndim - mask.ndim))
+    elif value.ndim == mask.ndim + 1 and value.shape[:1] + value.shape[2:] == mask.shape:
+        away = ~mask.unsqueeze(1)
+    else:
+        return value
+    return value.masked_fill(away, 1 if value.is_floating_point() else 0)
+
+
+def _times(weight: Tensor, log_p: Tensor) -> Tensor:
+    """``weight * log_p`` where 0 times minus infinity is 0: a class of weight 0 leaves the sum."""
+    return weight * log_p.masked_fill((weight == 0) & log_p.isneginf(), 0.0)
+
+
+def _along(table: Tensor, like: Tensor, dim: int) -> Tensor:
+    shape = [1] * like.ndim
+    shape[dim] = -1
+    return table.reshape(shape)
+
+
+def _two_sided(y: Tensor, log_p: Tensor, log_q: Tensor, hard: bool) -> tuple[Tensor, Tensor]:
+    """``log p_t`` and ``log(1 - p_t)`` for ``p_t = y p + (1 - y)(1 - p)``, exact for hard targets."""
+    if hard:
+        return torch.where(y > 0, log_p, log_q), torch.where(y > 0, log_q, log_p)
+    mixed = (y > 0) & (y < 1)
+    inner = torch.where(mixed, y, torch.full_like(y, 0.5))
+    log_y, log_not_y = inner.log(), torch.log1p(-inner)
+    log_pt = torch.where(mixed, torch.logaddexp(log_y + log_p, log_not_y + log_q), torch.where(y > 0, log_p, log_q))
+    log_qt = torch.where(mixed, torch.logaddexp(log_y + log_q, log_not_y + log_p), torch.where(y > 0, log_q, log_p))
+    return log_pt, log_qt

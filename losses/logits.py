@@ -1,0 +1,171 @@
+"""Logit transforms: corrections that act before the criterion. Not weightings, on purpose."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import final
+
+from torch import Tensor, nn
+
+from reweigh.weighting.dynamics import Dynamic
+from reweigh.weighting.frequency import ClassCounts, Values
+from reweigh.weighting.functional import floor_counts
+from reweigh.weighting.schedules import Schedule, check_hyper, value_of
+
+
+class LogitTransform(Dynamic, ABC):
+    """Changes logits before a criterion sees them: ``CrossEntropy(logits=LogitAdjustment(counts))``."""
+
+    @abstractmethod
+    def forward(self, logits: Tensor, target: Tensor | None = None, *, dim: int = 1) -> Tensor:
+        """New logits.
+
+        Args:
+            logits: Classes along ``dim``.
+            target: What the criterion compares with, for transforms that depend on it (margins).
+            dim: The class dimension.
+        """
+
+
+@final
+class LogitAdjustment(LogitTransform):
+    r"""Add the log class priors to the logits while training, so that the model learns what the priors do not explain.
+
+    .. math:: z'_c = z_c + \tau \log \pi_c
+
+    - :math:`\pi_c`: share of class c in the training data, from ``counts``
+    - :math:`\tau`: ``tau``; 1 is the Bayes-optimal correction for balanced error, 0 is neutral
+
+    At inference use the model's own logits: they are balanced already. :meth:`posthoc` is the other way to the same
+    end: train with plain cross-entropy and *subtract* the priors from the logits at inference.
+
+    State and cadence:
+        With ``counts`` given: none. Without: a buffer set by the ``fit`` event, equal on all ranks, saved.
+
+    Args:
+        counts: Samples per class, >= 0; ``None`` to receive them by the ``fit`` event. A class with count 0 reads as
+            the smallest positive count.
+        tau: Finite and >= 0, or a schedule. Default 1 (paper).
+        num_classes: Checked against the counts where given.
+
+    Shapes:
+        Logits with the class dimension ``dim``; returns the same shape.
+
+    Example:
+        >>> import torch
+        >>> from reweigh.losses import CrossEntropy, Objective
+        >>> loss = Objective(CrossEntropy(logits=LogitAdjustment([90, 10])))
+        >>> loss(torch.zeros(2, 2), torch.tensor([0, 1]))
+        tensor(1.2040)
+
+    References:
+        A. K. Menon et al., "Long-Tail Learning via Logit Adjustment", ICLR 2021.
+    """
+
+    def __init__(
+        self, counts: Values | None = None, *, tau: float | Schedule = 1.0, num_classes: int | None = None
+    ) -> None:
+        super().__init__()
+        self.counts = ClassCounts(counts, num_classes, owner=type(self).__name__)
+        self.tau = check_hyper(self, "tau", tau, low=0.0)
+        if counts is None:
+            self.update_on = "fit"
+
+    def shift(self) -> Tensor:
+        """``(C,)`` float64: what is added to each class's logits."""
+        counts: Tensor = self.counts()
+        return value_of(self.tau) * (floor_counts(counts) / counts.sum()).log()
+
+    def forward(self, logits: Tensor, target: Tensor | None = None, *, dim: int = 1) -> Tensor:
+        return logits + self._shaped(self.shift(), logits, dim)
+
+    def posthoc(self, logits: Tensor, *, dim: int = -1) -> Tensor:
+        """Logits of a model trained *without* adjustment, corrected for balanced classes: ``z - tau log pi``."""
+        return logits - self._shaped(self.shift(), logits, dim)
+
+    def _shaped(self, shift: Tensor, logits: Tensor, dim: int) -> Tensor:
+        if shift.numel() != logits.shape[dim]:
+            raise ValueError(
+                f"{type(self).__name__}: has counts of {shift.numel()} classes, "
+                f"but the logits have {logits.shape[dim]} along dimension {dim}"
+            )
+        shape = [1] * logits.ndim
+        shape[dim] = -1
+        return shift.to(logits.dtype).reshape(shape)
+
+
+@final
+class BalancedSoftmax(LogitTransform):
+    r"""Balanced softmax: logit adjustment with :math:`\tau = 1`, under the name of its paper.
+
+    .. math:: z'_c = z_c + \log n_c
+
+    Only differences of logits matter, so counts and priors give the same loss.
+
+    State and cadence:
+        As :class:`LogitAdjustment`.
+
+    Args:
+        counts: Samples per class, >= 0; ``None`` to receive them by the ``fit`` event.
+        num_classes: Checked against the counts where given.
+
+    Example:
+        >>> import torch
+        >>> from reweigh.losses import CrossEntropy, Objective
+        >>> loss = Objective(CrossEntropy(logits=BalancedSoftmax([90, 10])))
+        >>> loss(torch.zeros(2, 2), torch.tensor([0, 1]))
+        tensor(1.2040)
+
+    References:
+        J. Ren et al., "Balanced Meta-Softmax for Long-Tailed Visual Recognition", NeurIPS 2020.
+    """
+
+    def __init__(self, counts: Values | None = None, *, num_classes: int | None = None) -> None:
+        super().__init__()
+        self.adjustment = LogitAdjustment(counts, num_classes=num_classes)
+        if counts is None:
+            self.update_on = "fit"
+
+    def forward(self, logits: Tensor, target: Tensor | None = None, *, dim: int = 1) -> Tensor:
+        adjusted: Tensor = self.adjustment(logits, target, dim=dim)
+        return adjusted
+
+
+@final
+class Temperature(LogitTransform):
+    """Divide the logits by a temperature > 0, which may be a schedule."""
+
+    def __init__(self, temperature: float | Schedule = 1.0) -> None:
+        super().__init__()
+        self.temperature = check_hyper(self, "temperature", temperature, low=0.0, open_low=True)
+
+    def forward(self, logits: Tensor, target: Tensor | None = None, *, dim: int = 1) -> Tensor:
+        return logits / value_of(self.temperature)
+
+
+@final
+class Chain(LogitTransform):
+    """Apply several transforms, the first one first."""
+
+    def __init__(self, *transforms: LogitTransform) -> None:
+        super().__init__()
+        for transform in transforms:
+            if not isinstance(transform, LogitTransform):
+                raise TypeError(f"Chain: transforms must be LogitTransforms, got {type(transform).__name__}")
+        self.transforms = nn.ModuleList(transforms)
+
+    def forward(self, logits: Tensor, target: Tensor | None = None, *, dim: int = 1) -> Tensor:
+        for transform in self.transforms:
+            logits = transform(logits, target, dim=dim)
+        return logits
+
+
+def posthoc_logit_adjustment(logits: Tensor, counts: Values, *, tau: float = 1.0, dim: int = -1) -> Tensor:
+    r"""Correct a trained model's logits for balanced classes, without retraining: :math:`z_c - \tau\log\pi_c`.
+
+    Example:
+        >>> import torch
+        >>> posthoc_logit_adjustment(torch.tensor([[2.0, 1.0]]), [90, 10]).argmax(-1)
+        tensor([1])
+    """
+    return LogitAdjustment(counts, tau=tau).posthoc(logits, dim=dim)

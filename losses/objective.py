@@ -1,0 +1,271 @@
+"""The law in one class: criterion x weighting -> reduction. An objective is itself a criterion, so levels nest."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from reweigh.weighting.base import Weighting, learned_parameters
+from reweigh.weighting.dynamics import Event, drive, dynamics
+from reweigh.weighting.functional import effective_sample_size
+from reweigh.weighting.terms import GIVEN_AT_CALL, STATISTICS, LossTerms, mask_out
+
+from .criteria.base import Criterion
+from .reductions import Reduction, as_reduction
+
+
+class Components(NamedTuple):
+    """What a logger wants to know of one batch; 0-d tensors without gradient."""
+
+    raw: Tensor
+    """Mean unweighted loss over valid terms."""
+    weighted: Tensor
+    """The objective's value."""
+    mean_weight: Tensor
+    """Mean weight over valid terms."""
+    effective_sample_size: Tensor
+    """Kish's effective number of terms, between 1 and ``num_terms``."""
+    num_terms: Tensor
+    """Number of valid terms."""
+
+
+class Objective(Criterion):
+    r"""A loss: what a criterion measures, times what a weighting says, made smaller by a reduction.
+
+    .. math:: L = \mathrm{reduce}_i\big(w_i\,\ell_i\big) + \text{penalty}
+
+    Args:
+        criterion: Makes the loss terms. An objective will do: the outer one weighs what the inner one's reduction
+            leaves over.
+        weighting: Gives one weight per term; ``None`` for 1.
+        reduction: A :class:`~reweigh.losses.reductions.Reduction`, or the name of one: ``"mean"``,
+            ``"weighted_mean"``, ``"sum"``, ``"none"``, ``"batch_mean"``, ``"sequence_mean"``, ``"group_mean"``.
+
+    Weights and statistics:
+        The same formula in training and evaluation mode. In training mode, with gradient enabled, stateful weightings
+        observe each forward; :meth:`update` commits what they saw.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind, or the weighting needs a statistic that the criterion does not
+            provide.
+
+    Example:
+        >>> import torch
+        >>> from reweigh.losses import CrossEntropy, Objective
+        >>> from reweigh.weighting import Focal, InverseFrequency
+        >>> objective = Objective(CrossEntropy(), InverseFrequency([90, 10]) * Focal(1.0))
+        >>> round(objective(torch.zeros(2, 2), torch.tensor([0, 1])).item(), 4)
+        0.3466
+    """
+
+    def __init__(
+        self,
+        criterion: Criterion,
+        weighting: Weighting | None = None,
+        reduction: Reduction | str = "mean",
+    ) -> None:
+        super().__init__()
+        if not isinstance(criterion, Criterion):
+            hint = "; wrap a loss function in FromLoss" if callable(criterion) else ""
+            raise TypeError(
+                f"{type(self).__name__}: criterion must be a Criterion, got {type(criterion).__name__}{hint}"
+            )
+        if weighting is not None and not isinstance(weighting, Weighting):
+            raise TypeError(
+                f"{type(self).__name__}: weighting must be a Weighting or None, got {type(weighting).__name__}"
+            )
+        self.criterion = criterion
+        self.weighting = weighting
+        self.reduction = as_reduction(self, reduction)
+        self.provides = criterion.provides if self.reduction.name == "none" else frozenset({"loss"})
+        for name in sorted(frozenset() if weighting is None else weighting.needs):
+            if name in STATISTICS and name not in GIVEN_AT_CALL and name not in criterion.provides:
+                raise TypeError(
+                    f"{_needy(weighting, name)} needs {name!r}, which {type(criterion).__name__} does not provide "
+                    f"(it provides {', '.join(map(repr, sorted(criterion.provides)))})"
+                )
+        inside = [] if weighting is None else list(dynamics(weighting))
+        self._per_forward = [module for module in inside if module.update_on == "forward"]
+        self._watchers: list[Any] = []
+
+    # the law
+
+    def forward(
+        self,
+        *inputs: Any,
+        sample_weight: Tensor | None = None,
+        mask: Tensor | None = None,
+        group: Tensor | None = None,
+        index: Tensor | None = None,
+        num_items: float | Tensor | None = None,
+        **stats: Tensor,
+    ) -> Tensor:
+        """The loss.
+
+        Args:
+            *inputs: What the criterion takes, usually ``(logits, target)``.
+            sample_weight: Numbers >= 0, ``(S[0],)`` or the terms' shape: 0 removes a term, 2 counts it twice.
+            mask: Bool, True = counts; the terms' shape, or ``(S[0],)`` for whole samples. Masked means removed.
+            group: ``(S[0],)`` integers, for weightings and reductions over groups.
+            index: ``(S[0],)`` integers, positions in the data set, for per-sample state.
+            num_items: Replaces the denominator: sum over micro-batches and ranks of ``loss(..., num_items=n)`` with n
+                counted over all of them is the full batch's loss exactly.
+            **stats: Further statistics by name, for weightings that need them.
+
+        Returns:
+            A scalar, or the terms' shape for ``reduction="none"``. 0 with a zero gradient where nothing counts.
+        """
+        terms = self.criterion.terms(*inputs, mask=mask, sample_weight=sample_weight, group=group, index=index, **stats)
+        weighted, weights = self._weigh(terms, learn=self.training and torch.is_grad_enabled())
+        loss = self.reduction(weighted, weights, terms, num_items)
+        penalty = None if weights is None or self.weighting is None else self.weighting.penalty(terms, weights)
+        if penalty is None:
+            return loss
+        if loss.ndim:
+            raise ValueError(f"{type(self).__name__}: a weighting with a penalty needs a scalar reduction, not 'none'")
+        return loss + penalty
+
+    def terms(
+        self,
+        *inputs: Any,
+        sample_weight: Tensor | None = None,
+        mask: Tensor | None = None,
+        group: Tensor | None = None,
+        index: Tensor | None = None,
+        **stats: Tensor,
+    ) -> LossTerms:
+        """Terms of the next level: what an outer objective weighs and reduces."""
+        terms = self.criterion.terms(*inputs, mask=mask, sample_weight=sample_weight, group=group, index=index, **stats)
+        weighted, weights = self._weigh(terms, learn=self.training and torch.is_grad_enabled())
+        return self.reduction.lift(weighted, weights, terms)
+
+    def measure(self, *inputs: Any, mask: Tensor | None) -> LossTerms:
+        """The same as :meth:`terms` with nothing but a mask."""
+        return self.terms(*inputs, mask=mask)
+
+    def _weigh(self, terms: LossTerms, *, learn: bool) -> tuple[Tensor, Tensor | None]:
+        if self.weighting is None:
+            weights = None
+        else:
+            if learn:
+                with torch.no_grad():
+                    self.weighting.observe(terms.detach())
+                if self._per_forward:
+                    drive(self._per_forward, "forward")
+            weights = self._weights(terms)
+        if learn and self._watchers and not torch.compiler.is_compiling():
+            for watcher in self._watchers:
+                watcher(self, terms.detach(), None if weights is None else weights.detach())
+        return terms.loss if weights is None else terms.loss * weights, weights
+
+    def _weights(self, terms: LossTerms) -> Tensor:
+        if self.weighting is None:
+            return terms.counts().clamp_max(1.0)
+        weights = self.weighting.weigh(terms)
+        if weights.dtype != terms.loss.dtype:
+            weights = weights.to(terms.loss.dtype)
+        try:
+            weights = weights.expand(terms.loss.shape)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{type(self.weighting).__name__}: weights must broadcast to the terms' shape "
+                f"{tuple(terms.loss.shape)}, got {tuple(weights.shape)}"
+            ) from error
+        return mask_out(weights, terms.mask, 0.0)
+
+    # looking
+
+    @torch.no_grad()
+    def weights(self, *inputs: Any, **meta: Any) -> Tensor:
+        """``(*S)`` the weight each term would get, 0 where masked. Changes no state; same arguments as the call."""
+        meta.pop("num_items", None)
+        return self._weights(self._look(*inputs, **meta))
+
+    @torch.no_grad()
+    def components(self, *inputs: Any, **meta: Any) -> Components:
+        """Raw and weighted loss, mean weight and effective sample size of a batch. Changes no state."""
+        num_items = meta.pop("num_items", None)
+        terms = self._look(*inputs, **meta)
+        weights = self._weights(terms)
+        counts = terms.counts()
+        size = counts.sum()
+        safe = torch.where(size > 0, size, torch.ones_like(size))
+        weighted = terms.loss * weights
+        value = self.reduction(weighted, weights, terms, num_items)
+        return Components(
+            raw=(counts * terms.loss).sum() / safe,
+            weighted=value.sum() if value.ndim else value,
+            mean_weight=(counts * weights).sum() / safe,
+            effective_sample_size=effective_sample_size(weights, counts),
+            num_terms=size,
+        )
+
+    def parts(self, *inputs: Any, **meta: Any) -> tuple[Tensor, Tensor]:
+        """Numerator (with gradient) and denominator of the reduction, for exact accumulation by hand.
+
+        Add denominators over micro-batches and ranks, then divide. State is observed as in the call itself.
+        """
+        terms = self.criterion.terms(*inputs, **meta)
+        weighted, weights = self._weigh(terms, learn=self.training and torch.is_grad_enabled())
+        numerator, denominator = self.reduction.parts(weighted, weights, terms)
+        return numerator, denominator.detach()
+
+    def _look(self, *inputs: Any, **meta: Any) -> LossTerms:
+        """The criterion's terms without letting an inner objective learn from them."""
+        was = [(module, module.training) for module in self.criterion.modules() if isinstance(module, Objective)]
+        for module, _ in was:
+            module.training = False
+        try:
+            return self.criterion.terms(*inputs, **meta)
+        finally:
+            for module, training in was:
+                module.training = training
+
+    def watch(self, watcher: Any) -> Any:
+        """Call ``watcher(objective, terms, weights)`` at every training forward; returns a function that stops it."""
+        self._watchers.append(watcher)
+        return lambda: self._watchers.remove(watcher) if watcher in self._watchers else None
+
+    # learning
+
+    def update(self, event: Event, *, index: int | None = None, **signals: Any) -> None:
+        """Tell every stateful part that a step, an epoch or a validation has ended, or (``"fit"``) what the data are.
+
+        The one entry point that a bare loop, the Lightning callback and other drivers share. Pending sums of all parts
+        are added over the ranks in one all-reduce.
+
+        Args:
+            event: ``"fit"``, ``"step"``, ``"epoch"`` or ``"validation"``.
+            index: Number of what has ended, from 0; one that was seen before changes nothing.
+            **signals: What the event brings; ``"fit"`` takes ``class_counts``.
+        """
+        drive(dynamics(self), event, index=index, **signals)
+
+    def reweighted(self, by: Weighting) -> Objective:
+        """The same objective with another factor on its weights; parts are shared, not copied."""
+        return Objective(self.criterion, by if self.weighting is None else self.weighting * by, self.reduction)
+
+    def parameter_groups(self, lr: float | None = None) -> list[dict[str, Any]]:
+        """Optimizer groups of the learned weights, without weight decay; empty where nothing is learned."""
+        parameters: list[nn.Parameter] = learned_parameters(self)
+        if not parameters:
+            return []
+        group: dict[str, Any] = {"params": parameters, "weight_decay": 0.0}
+        return [group if lr is None else {**group, "lr": lr}]
+
+    def example_inputs(self, batch: int = 8, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
+        """Those of the criterion."""
+        return self.criterion.example_inputs(batch, seed=seed, dtype=dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_watchers": []}
+
+
+def _needy(weighting: Weighting | None, name: str) -> str:
+    """The innermost weighting that needs a statistic, for the error message."""
+    for module in [] if weighting is None else reversed(list(weighting.modules())):
+        if isinstance(module, Weighting) and name in module.needs:
+            return type(module).__name__
+    return type(weighting).__name__

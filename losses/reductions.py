@@ -1,0 +1,259 @@
+r"""Reductions: how weighted terms become smaller. Each is defined by its denominator, in writing.
+
+Notation: :math:`\ell_i` loss, :math:`w_i` weight, :math:`m_i` how many terms term i stands for (0 where masked,
+``sample_weight`` where given, else 1), :math:`n_i` what it adds to a mean's denominator (1, or the class weight of a
+criterion with torch's ``weight``).
+
+==================  ==========================================================  =========================
+string              value                                                       with ``num_items=n``
+==================  ==========================================================  =========================
+``mean``            sum(m w l) / sum(m n)                                       sum(m w l) / n
+``weighted_mean``   sum(m w l) / sum(m w n)                                     sum(m w l) / n
+``sum``             sum(m w l)                                                  not defined
+``none``            m w l for each term, 0 where masked                         not defined
+``batch_mean``      sum(m w l) / sum over samples with a valid term of m        sum(m w l) / n
+``sequence_mean``   mean over sequences of sum_t(m w l) / sum_t(m n)            sum over sequences / n
+``group_mean``      mean over groups present of sum_g(m w l) / sum_g(m n)       sum over groups / n
+==================  ==========================================================  =========================
+
+A denominator of 0 (empty batch, everything masked) gives 0, attached to the graph.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from reweigh.weighting.algebra import segment_sum
+from reweigh.weighting.config import Configured, check_choice, check_number
+from reweigh.weighting.terms import LossTerms
+
+Empty = Literal["zero", "nan"]
+
+
+class Reduction(Configured, ABC):
+    """Makes weighted terms smaller.
+
+    Args:
+        empty: What a denominator of 0 gives: ``"zero"`` (attached to the graph) or ``"nan"`` (torch's behaviour).
+    """
+
+    name: str
+
+    def __init__(self, *, empty: Empty = "zero") -> None:
+        self.empty = check_choice(self, "empty", empty, ("zero", "nan"))
+
+    @abstractmethod
+    def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor]:
+        """Numerator and denominator, 0-d. Add each over micro-batches and ranks, then divide, to get the exact mean.
+
+        Args:
+            weighted: ``(*S)`` weights times losses.
+            weights: ``(*S)`` weights, ``None`` for ones.
+            terms: The loss terms.
+        """
+
+    def __call__(
+        self,
+        weighted: Tensor,
+        weights: Tensor | None,
+        terms: LossTerms,
+        num_items: float | Tensor | None = None,
+    ) -> Tensor:
+        """The reduced loss; ``num_items`` replaces the denominator."""
+        numerator, denominator = self.parts(weighted, weights, terms)
+        if num_items is not None:
+            return numerator / _items(num_items, numerator)
+        return self._divide(numerator, denominator)
+
+    def lift(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> LossTerms:
+        """Terms of the next level: what an outer objective weighs. By default one scalar term."""
+        return LossTerms(self(weighted, weights, terms))
+
+    def _divide(self, numerator: Tensor, denominator: Tensor) -> Tensor:
+        if self.empty == "nan":
+            return numerator / denominator
+        return numerator / torch.where(denominator > 0, denominator, torch.ones_like(denominator))
+
+
+def _items(num_items: float | Tensor, like: Tensor) -> float | Tensor:
+    if isinstance(num_items, Tensor):
+        if num_items.numel() != 1:
+            raise ValueError(f"num_items must be one number, got shape {tuple(num_items.shape)}")
+        return num_items.to(device=like.device, dtype=like.dtype).reshape(())
+    return check_number("num_items", "value", num_items, low=0.0, open_low=True)
+
+
+def _multiplied(value: Tensor, terms: LossTerms) -> Tensor:
+    """``m * value``; masked losses are 0 already, so only the multiplicity is left to apply."""
+    if terms.multiplicity is None:
+        return value
+    return value * terms.spread(terms.multiplicity).to(value.dtype)
+
+
+def _mass(terms: LossTerms) -> Tensor:
+    """``m * n`` of each term."""
+    mass = terms.counts()
+    return mass if terms.norm is None else mass * terms.norm.to(mass.dtype)
+
+
+@final
+class Mean(Reduction):
+    """sum(m w l) / sum(m n): the plain mean over valid terms, or torch's class-weighted mean."""
+
+    name = "mean"
+
+    def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor]:
+        if terms.mask is None and terms.multiplicity is None and terms.norm is None:
+            return weighted.sum(), weighted.new_full((), float(weighted.numel()))
+        return _multiplied(weighted, terms).sum(), _mass(terms).sum()
+
+
+@final
+class WeightedMean(Reduction):
+    """sum(m w l) / sum(m w n): divided by the weights themselves, so only their ratios matter."""
+
+    name = "weighted_mean"
+
+    def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor]:
+        mass = _mass(terms)
+        return _multiplied(weighted, terms).sum(), (mass if weights is None else mass * weights).sum()
+
+
+@final
+class Total(Reduction):
+    """sum(m w l)."""
+
+    name = "sum"
+
+    def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor]:
+        return _multiplied(weighted, terms).sum(), weighted.new_ones(())
+
+    def __call__(
+        self,
+        weighted: Tensor,
+        weights: Tensor | None,
+        terms: LossTerms,
+        num_items: float | Tensor | None = None,
+    ) -> Tensor:
+        _no_items(self.name, num_items)
+        return self.parts(weighted, weights, terms)[0]
+
+
+@final
+class Unreduced(Reduction):
+    """m w l for each term, exactly 0 where masked."""
+
+    name = "none"
+
+    def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor]:
+        raise ValueError("reduction 'none' has no numerator and denominator; use 'mean' or 'sum'")
+
+    def __call__(
+        self,
+        weighted: Tensor,
+        weights: Tensor | None,
+        terms: LossTerms,
+        num_items: float | Tensor | None = None,
+    ) -> Tensor:
+        _no_items(self.name, num_items)
+        return _multiplied(weighted, terms)
+
+    def lift(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> LossTerms:
+        return terms._replace(loss=weighted)
+
+
+@final
+class BatchMean(Reduction):
+    """sum(m w l) / the number of samples with at least one valid term, each counted as often as it stands for."""
+
+    name = "batch_mean"
+
+    def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor]:
+        return _multiplied(weighted, terms).sum(), _per_sample(terms.counts()).amax(-1).sum()
+
+
+@final
+class SequenceMean(Reduction):
+    """Mean over sequences of each sequence's mean, so that long and short ones count the same.
+
+    ``sample_weight`` of shape ``(S[0],)`` counts whole sequences, one of shape ``(*S)`` counts terms within them. As a
+    criterion of an outer objective it hands on one term per sequence.
+    """
+
+    name = "sequence_mean"
+
+    def lift(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> LossTerms:
+        if terms.loss.ndim == 0:
+            raise ValueError("reduction 'sequence_mean' needs loss terms with at least one dimension, got a scalar")
+        whole = terms.multiplicity is not None and terms.multiplicity.ndim == 1 and terms.loss.ndim > 1
+        inner = terms._replace(multiplicity=None) if whole else terms
+        numerator = _per_sample(_multiplied(weighted, inner)).sum(-1)
+        denominator = _per_sample(_mass(inner)).sum(-1)
+        return LossTerms(
+            loss=numerator / torch.where(denominator > 0, denominator, torch.ones_like(denominator)),
+            mask=denominator > 0,
+            group=terms.group,
+            index=terms.index,
+            multiplicity=terms.multiplicity if whole else None,
+            extras=_of_samples(terms),
+        )
+
+    def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor]:
+        level = self.lift(weighted, weights, terms)
+        return _multiplied(level.loss, level).sum(), level.counts().sum()
+
+
+@final
+class GroupMean(Reduction):
+    """Mean over the groups present of each group's mean, so that large and small groups count the same.
+
+    Groups may have any integer names; ``group=`` is given at the call, one per sample.
+    """
+
+    name = "group_mean"
+
+    def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor]:
+        counts, mass = terms.counts().reshape(-1), _mass(terms).reshape(-1)
+        group = terms.spread(terms.need("group", "group_mean")).expand_as(terms.loss).reshape(-1)
+        size, members = segment_sum(mass, group), segment_sum(counts, group)
+        safe = torch.where(size > 0, size, torch.ones_like(size))
+        present = counts / torch.where(members > 0, members, torch.ones_like(members))
+        return (_multiplied(weighted, terms).reshape(-1) / safe).sum(), present.sum()
+
+
+def _per_sample(value: Tensor) -> Tensor:
+    return (
+        value.reshape(1, 1)
+        if value.ndim == 0
+        else value.reshape(value.shape[0], -1)
+        if value.numel()
+        else (value.new_zeros(value.shape[0], 1) + value.sum())
+    )
+
+
+def _of_samples(terms: LossTerms) -> dict[str, Tensor] | None:
+    kept = {name: value for name, value in (terms.extras or {}).items() if value.ndim == 1}
+    return kept or None
+
+
+def _no_items(name: str, num_items: float | Tensor | None) -> None:
+    if num_items is not None:
+        raise ValueError(f"num_items replaces a denominator, and reduction {name!r} has none; use 'mean'")
+
+
+REDUCTIONS: dict[str, type[Reduction]] = {
+    cls.name: cls for cls in (Mean, WeightedMean, Total, Unreduced, BatchMean, SequenceMean, GroupMean)
+}
+
+ReductionName = Literal["mean", "weighted_mean", "sum", "none", "batch_mean", "sequence_mean", "group_mean"]
+
+
+def as_reduction(owner: object, value: Reduction | str) -> Reduction:
+    """The object that a ``reduction=`` argument means."""
+    if isinstance(value, Reduction):
+        return value
+    return REDUCTIONS[check_choice(owner, "reduction", value, tuple(REDUCTIONS))]()

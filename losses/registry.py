@@ -1,0 +1,12 @@
+"""Every objective by name, those of installed plugins included."""
+
+from __future__ import annotations
+
+from reweigh.weighting.registry import Registry
+
+from .objective import Objective
+
+registry: Registry[Objective] = Registry("objective", "reweigh.objectives")
+method = registry.method
+available = registry.available
+create = registry.create

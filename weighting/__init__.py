@@ -1,0 +1,65 @@
+"""Weightings: functions from loss terms to one weight per term, and the algebra that composes them."""
+
+from .algebra import (
+    EMA,
+    Between,
+    Clip,
+    Constant,
+    Detach,
+    Frozen,
+    InClasses,
+    Normalize,
+    Pooled,
+    Power,
+    Product,
+    Sum,
+    Warmup,
+    Where,
+)
+from .base import Scope, Weighting, learned_parameters
+from .base import available as available
+from .base import create as create
+from .base import method as method
+from .base import registry as registry
+from .difficulty import Focal, InverseClassLoss
+from .dynamics import Dynamic, Event, drive, dynamics
+from .frequency import ClassTable, ClassWeight, CountTable, EffectiveNumber, InverseFrequency, PositiveBalance
+from .schedules import Cosine, Linear, Piecewise, Schedule
+from .terms import LossTerms
+
+__all__ = [
+    "Between",
+    "ClassTable",
+    "ClassWeight",
+    "Clip",
+    "Constant",
+    "Cosine",
+    "CountTable",
+    "Detach",
+    "Dynamic",
+    "EMA",
+    "EffectiveNumber",
+    "Event",
+    "Focal",
+    "Frozen",
+    "InClasses",
+    "InverseClassLoss",
+    "InverseFrequency",
+    "Linear",
+    "LossTerms",
+    "Normalize",
+    "Piecewise",
+    "Pooled",
+    "PositiveBalance",
+    "Power",
+    "Product",
+    "Schedule",
+    "Scope",
+    "Sum",
+    "Warmup",
+    "Weighting",
+    "Where",
+    "drive",
+    "dynamics",
+    "learned_parameters",
+]

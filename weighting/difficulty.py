@@ -1,0 +1,214 @@
+"""Weights from how hard a term is."""
+
+from __future__ import annotations
+
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from .base import Scope, Weighting, lookup, method
+from .config import check_choice, check_number, check_whole
+from .dynamics import Event
+from .functional import focal_weight, inverse_loss_weight
+from .schedules import Schedule, check_hyper, value_of
+from .terms import LossTerms
+
+
+@method(
+    "focal",
+    paper="Focal Loss for Dense Object Detection",
+    venue="ICCV 2017",
+    official="pytorch/vision torchvision/ops/focal_loss.py",
+    defaults={"gamma": ("2.0", "paper"), "detach": ("False", "paper: the modulator is differentiated")},
+    deviations=(
+        "The power is taken in log space with the criterion's exact log(1 - p_t) where it has one, so gradients stay "
+        "finite for 0 < gamma < 1 on saturated terms, where the common implementations return NaN.",
+    ),
+    examples=({}, {"gamma": 0.5}, {"gamma": 2.0, "detach": True}),
+)
+@final
+class Focal(Weighting):
+    r"""Turn down the terms that the model already gets right.
+
+    .. math:: w_i = (1 - p_i)^\gamma
+
+    - :math:`p_i`: probability the model gives to the target of term :math:`i`
+    - :math:`\gamma`: ``gamma``, the focusing exponent
+
+    Weights:
+        In [0, 1], decreasing in p. Differentiated (paper); ``detach=True`` uses them as constants, which is another
+        objective. ``gamma=0`` is neutral.
+
+    State and cadence:
+        None; ``update_on = "never"``. ``gamma`` may be a schedule.
+
+    Use when:
+        Very many easy negatives drown the rest, as in dense detection.
+    Avoid when:
+        Labels are noisy: wrong labels are the hardest terms. Long-tailed classification alone: class priors do far
+        more (see the benchmark).
+
+    Deviations:
+        Values equal the paper's; gradients are finite where the usual code has NaN (0 < gamma < 1, p = 1).
+
+    Args:
+        gamma: Finite and >= 0, or a schedule. Default 2.0 (paper).
+        detach: Use the weights as constants. Default False (paper).
+
+    Shapes:
+        Reads ``log_pt`` (and ``log_qt`` where the criterion has it) of shape ``(*S)``; returns ``(*S)``.
+
+    Example:
+        >>> import torch
+        >>> from reweigh.losses import CrossEntropy, Objective
+        >>> objective = Objective(CrossEntropy(), Focal(2.0))
+        >>> logits = torch.tensor([[0.5, 0.5], [0.1, 0.9]]).log()
+        >>> objective.weights(logits, torch.tensor([0, 1]))
+        tensor([0.2500, 0.0100])
+
+    References:
+        T.-Y. Lin, P. Goyal, R. Girshick, K. He, P. Dollar, "Focal Loss for Dense Object Detection", ICCV 2017.
+    """
+
+    needs = frozenset({"log_pt"})
+    detached = False
+    scope: Scope = "local"
+
+    def __init__(self, gamma: float | Schedule = 2.0, *, detach: bool = False) -> None:
+        super().__init__()
+        self.gamma = check_hyper(self, "gamma", gamma, low=0.0)
+        self.detached = detach
+
+    def weigh(self, terms: LossTerms) -> Tensor:
+        weights = focal_weight(terms.need("log_pt", self), value_of(self.gamma), terms.log_qt)
+        return weights.detach() if self.detached else weights
+
+
+@method(
+    "inverse_class_loss",
+    paper="Multi-Label Sentiment Analysis on 100 Languages with Dynamic Weighting for Label Imbalance",
+    venue="IEEE TNNLS 2021",
+    official="selimfirat/multilingual-sentiment-analysis@5982dff loss.py (dynamic_loss_size)",
+    defaults={
+        "smoothing": ("0.05", "authors' scripts"),
+        "eps": ("1e-5", "authors' code"),
+        "cadence": ("'step'", "ours: the weights are a constant of the batch; the authors' order is 'forward'"),
+        "to": ("'sum'", "authors' code: weights sum to 1"),
+    },
+    deviations=(
+        "The authors refresh the weights inside every forward, evaluation with reduction included; here once per "
+        "optimizer step and in training only, so that gradient accumulation and several ranks give the same weights. "
+        "cadence='forward' is their order.",
+        "A class without terms in the batch keeps its running loss; the authors' mean over the batch never lacks one, "
+        "because every sample has a term for every label.",
+    ),
+    examples=({"num_classes": 4}, {"num_classes": 4, "to": "mean", "smoothing": 0.5}),
+)
+@final
+class InverseClassLoss(Weighting):
+    r"""Balance what each class contributes, by the inverse of its running mean loss.
+
+    .. math::
+        w_i = \frac{1/(\epsilon + \bar L_{c_i})}{\sum_k 1/(\epsilon + \bar L_k)}, \qquad
+        \bar L_c \leftarrow (1-s)\,\bar L_c + s\,\mathrm{mean}_{i:\,c_i=c}\,\ell_i
+
+    - :math:`\bar L_c`: running mean loss of class c, starting at 1/C
+    - :math:`c_i`: category of term :math:`i` (the label's column for sigmoid criteria)
+    - :math:`s`: ``smoothing``; :math:`\epsilon`: ``eps``
+
+    Weights:
+        Positive, summing to 1 over classes (``to="sum"``, the paper: the loss shrinks by C) or averaging 1
+        (``to="mean"``). Detached. Equal class losses are neutral up to that factor.
+
+    State and cadence:
+        ``class_loss``: ``(C,)`` float64 buffer, equal on all ranks. Observes unweighted training losses into pending
+        sums, adds them over ranks and commits at every optimizer step (``cadence="step"``) or inside every training
+        forward, before weighing (``"forward"``, the authors' order).
+
+    Use when:
+        Multi-label data in which a few labels own the loss.
+    Avoid when:
+        Some labels cannot be learned: their loss stays high and their weight low, which hides them; and labels that
+        are nearly solved get large weights.
+
+    Deviations:
+        Updated once per optimizer step and only in training, not in every forward.
+
+    Args:
+        num_classes: Number of classes or labels C.
+        smoothing: Share of the new batch, in (0, 1]. Default 0.05 (authors' scripts).
+        eps: Added to the running loss, > 0. Default 1e-5 (authors' code).
+        to: ``"sum"``: weights sum to 1; ``"mean"``: they average 1.
+        cadence: ``"step"`` or ``"forward"``.
+
+    Shapes:
+        Reads ``loss`` and ``category`` of shape ``(*S)``; returns ``(*S)``.
+
+    Example:
+        >>> import torch
+        >>> from reweigh.losses import BinaryCrossEntropy, Objective
+        >>> weighting = InverseClassLoss(2, smoothing=1.0, to="mean")
+        >>> objective = Objective(BinaryCrossEntropy(), weighting)
+        >>> _ = objective(torch.tensor([[0.0, -3.0]]), torch.tensor([[1.0, 0.0]]))
+        >>> objective.update("step")
+        >>> weighting.summary()["class_weight"]
+        tensor([0.1311, 1.8689], dtype=torch.float64)
+
+    References:
+        S. F. Yilmaz, E. B. Kaynak, A. Koc, H. Dibeklioglu, S. S. Kozat, "Multi-Label Sentiment Analysis on 100
+        Languages with Dynamic Weighting for Label Imbalance", IEEE TNNLS 2021.
+    """
+
+    needs = frozenset({"category"})
+    detached = True
+    scope: Scope = "local"
+    update_on: Event = "step"
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        smoothing: float = 0.05,
+        eps: float = 1e-5,
+        to: Literal["sum", "mean"] = "sum",
+        cadence: Literal["step", "forward"] = "step",
+    ) -> None:
+        super().__init__()
+        self.num_classes = check_whole(self, "num_classes", num_classes, low=1)
+        self.smoothing = check_number(self, "smoothing", smoothing, low=0.0, high=1.0, open_low=True)
+        self.eps = check_number(self, "eps", eps, low=0.0, open_low=True)
+        self.to_sum = check_choice(self, "to", to, ("sum", "mean")) == "sum"
+        if check_choice(self, "cadence", cadence, ("step", "forward")) == "forward":
+            self.update_on, self.scope = "forward", "global"
+        self.add_state("class_loss", torch.full((num_classes,), 1.0 / num_classes, dtype=torch.float64))
+        self.add_pending("loss_sum", num_classes)
+        self.add_pending("loss_count", num_classes)
+
+    def table(self) -> Tensor:
+        """``(C,)`` class weights now."""
+        weights = inverse_loss_weight(self.get_buffer("class_loss"), self.eps)
+        return weights if self.to_sum else weights * self.num_classes
+
+    def weigh(self, terms: LossTerms) -> Tensor:
+        return lookup(self, self.table(), terms)
+
+    def observe(self, terms: LossTerms) -> None:
+        category = terms.need("category", self).reshape(-1)
+        counts = terms.counts().double()
+        zeros = torch.zeros(self.num_classes, dtype=torch.float64, device=counts.device)
+        self.accumulate("loss_sum", zeros.index_add(0, category, (counts * terms.loss).reshape(-1)))
+        self.accumulate("loss_count", zeros.index_add(0, category, counts.reshape(-1)))
+
+    def commit(self, sums: dict[str, Tensor]) -> None:
+        running = self.get_buffer("class_loss")
+        mean = sums["loss_sum"] / sums["loss_count"].clamp_min(torch.finfo(torch.float64).tiny)
+        mixed = running + self.smoothing * (mean - running)
+        running.copy_(torch.where(sums["loss_count"] > 0, mixed, running))
+
+    def reset(self) -> None:
+        super().reset()
+        self.get_buffer("class_loss").fill_(1.0 / self.num_classes)
+
+    def summary(self) -> dict[str, Tensor]:
+        return {"class_weight": self.table(), "class_loss": self.get_buffer("class_loss").clone()}

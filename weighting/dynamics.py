@@ -1,0 +1,248 @@
+"""State that every rank agrees on, and the events that move it.
+
+Two kinds of numbers live in a :class:`Dynamic`:
+
+- **state** (:meth:`Dynamic.add_state`): a buffer, equal on all ranks, saved, float64 or int64 whatever the model's
+  dtype;
+- **pending sums** (:meth:`Dynamic.add_pending`): what this rank has seen since the last commit. Neither buffer (DDP's
+  buffer broadcast would overwrite it) nor saved.
+
+:func:`drive` turns the second into the first: one packed all-reduce for every module at once, then each commits.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .config import Configured, check_choice, check_whole
+
+Event = Literal["never", "fit", "forward", "step", "epoch", "validation"]
+"""When state changes. ``fit`` comes before training, ``forward`` inside the call, the rest after what they name."""
+
+Sync = Literal["auto"] | Callable[[Tensor], Tensor] | None
+"""How pending sums are added over ranks: torch.distributed where initialised, a function, or not at all."""
+
+EVENTS: tuple[Event, ...] = get_args(Event)
+_COUNTED: tuple[Event, ...] = ("forward", "step", "epoch", "validation")
+
+
+class Dynamic(Configured, nn.Module):
+    """A module with declared state that events change. Base of weightings, schedules and logit transforms.
+
+    Subclasses declare everything in ``__init__`` and override :meth:`commit` and :meth:`refresh`; both run under
+    ``no_grad`` and must give the same result on every rank.
+    """
+
+    update_on: Event = "never"
+    """The event at which this module's output changes. Instances may set their own."""
+    sync: Sync = "auto"
+    opaque: ClassVar[bool] = False
+    """True where events must not reach the modules inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pending: dict[str, Tensor] = {}
+        self._exact: set[str] = set()
+        self._ticks: list[int] | None = None
+        if self.update_on != "never":
+            self.track_events()
+
+    # declaration
+
+    def add_state(self, name: str, value: Tensor) -> None:
+        """Declare state: a saved buffer that keeps its dtype under ``.half()`` and is equal on all ranks."""
+        self.register_buffer(name, value)
+        self._exact.add(name)
+
+    def add_table(self, name: str, value: Tensor) -> None:
+        """Declare a constant: a buffer that moves with the module, keeps its dtype and is not saved."""
+        self.register_buffer(name, value, persistent=False)
+        self._exact.add(name)
+
+    def add_pending(self, name: str, *shape: int) -> None:
+        """Declare a float64 sum that this rank collects between commits, zero at first."""
+        self._pending[name] = torch.zeros(shape, dtype=torch.float64)
+        self.track_events()
+
+    def track_events(self) -> None:
+        """Declare the counters that make updates idempotent and that schedules read."""
+        if "clock" not in self._buffers:
+            self.add_state("clock", torch.zeros(len(_COUNTED), dtype=torch.int64))
+
+    @property
+    def tracks_events(self) -> bool:
+        """Whether events reach this module at all."""
+        return "clock" in self._buffers
+
+    # what happened so far
+
+    def completed(self, event: Event) -> int:
+        """How many events of this kind are behind us, as a Python number (read from the device once)."""
+        if not self.tracks_events:
+            return 0
+        if self._ticks is None:
+            clock = self._buffers["clock"]
+            self._ticks = [int(n) for n in clock.tolist()] if clock is not None else [0] * len(_COUNTED)
+        return self._ticks[_COUNTED.index(event)]
+
+    def position(self, event: Event) -> Tensor:
+        """The same number as a 0-d tensor on the module's device, safe to read under ``torch.compile``."""
+        return self.get_buffer("clock")[_COUNTED.index(event)]
+
+    def _due(self, event: Event, index: int | None) -> bool:
+        return self.tracks_events and (event == "fit" or index is None or index >= self.completed(event))
+
+    def _tick(self, event: Event, index: int | None) -> None:
+        if event == "fit":
+            return
+        done = self.completed(event) + 1 if index is None else index + 1
+        if self._ticks is not None:
+            self._ticks[_COUNTED.index(event)] = done
+        self.get_buffer("clock")[_COUNTED.index(event)] = done
+
+    # what subclasses fill in
+
+    def accumulate(self, name: str, value: Tensor) -> None:
+        """Add to a pending sum, on this rank only, without communication."""
+        pending = self._pending[name]
+        if pending.device != value.device:
+            pending = self._pending[name] = pending.to(value.device)
+        pending.add_(value.detach().to(pending.dtype))
+
+    def commit(self, sums: dict[str, Tensor]) -> None:
+        """Take the pending sums of all ranks into the state. ``sums`` are this module's own copies."""
+
+    def refresh(self, event: Event, **signals: Any) -> None:
+        """React to an event, after what was pending has been committed."""
+
+    def reset(self) -> None:
+        """Forget what was learned from the data: events, sums and (in subclasses) state."""
+        for pending in self._pending.values():
+            pending.zero_()
+        if self.tracks_events:
+            self.get_buffer("clock").zero_()
+            self._ticks = None
+
+    # driving
+
+    def update(self, event: Event, *, index: int | None = None, **signals: Any) -> None:
+        """Tell this module, and all inside it, that something happened.
+
+        Args:
+            event: ``"fit"``, ``"forward"``, ``"step"``, ``"epoch"`` or ``"validation"``.
+            index: Number of the step, epoch or validation that has just ended, from 0. An index that was seen before
+                changes nothing, so an update may be sent twice. Without it the event counts as the next one.
+            **signals: What the event brings (for ``fit``: ``class_counts``).
+        """
+        drive(dynamics(self), event, index=index, **signals)
+
+    # plumbing of nn.Module
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Dynamic:
+        before = {name: self._buffers[name] for name in self._exact}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, old in before.items():
+            moved = self._buffers[name]
+            if old is not None and moved is not None and moved.dtype != old.dtype:
+                empty = torch.empty_like(old, device=moved.device)
+                self._buffers[name] = empty if old.is_meta else old.to(moved.device)
+        for name, pending in self._pending.items():
+            self._pending[name] = pending.to(fn(torch.zeros(0, device=pending.device)).device)
+        return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        self._ticks = None
+        absent = [
+            name
+            for name in self._exact
+            if name not in self._non_persistent_buffers_set and prefix + name not in state_dict
+        ]
+        for name in absent:  # a checkpoint from before this module was there
+            state_dict[prefix + name] = self._buffers[name]
+        if absent:
+            warnings.warn(
+                f"{type(self).__name__}: the checkpoint has no {', '.join(sorted(prefix + n for n in absent))}; "
+                "starting fresh",
+                stacklevel=2,
+            )
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+
+def dynamics(root: nn.Module) -> Iterator[Dynamic]:
+    """Every :class:`Dynamic` in a module tree, each once, parents first, in an order equal on all ranks."""
+    seen: set[int] = set()
+
+    def walk(module: nn.Module) -> Iterator[Dynamic]:
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        if isinstance(module, Dynamic):
+            yield module
+            if module.opaque:
+                return
+        for child in module.children():
+            yield from walk(child)
+
+    return walk(root)
+
+
+@torch.no_grad()
+def drive(modules: Iterable[Dynamic], event: Event, *, index: int | None = None, **signals: Any) -> None:
+    """Deliver one event to many modules: add their pending sums over the ranks in one all-reduce, commit, refresh.
+
+    Every rank must call this with the same modules and events. Events seen before (by ``index``) are left out.
+    """
+    check_choice("update", "event", event, EVENTS[1:])
+    if index is not None:
+        check_whole("update", "index", index)
+    due = [module for module in modules if module._due(event, index)]
+    if event != "fit":
+        collecting = [module for module in due if module._pending]
+        for module, sums in zip(collecting, _gather(collecting), strict=True):
+            module.commit(sums)
+            for pending in module._pending.values():
+                pending.zero_()
+    for module in due:
+        module.refresh(event, **signals)
+        module._tick(event, index)
+
+
+def _gather(modules: list[Dynamic]) -> list[dict[str, Tensor]]:
+    """This rank's pending sums of each module, added over all ranks; one communication per kind of ``sync``."""
+    local = [{name: value.clone() for name, value in module._pending.items()} for module in modules]
+    packs: dict[Sync, list[tuple[dict[str, Tensor], str]]] = {}
+    for module, sums in zip(modules, local, strict=True):
+        packs.setdefault(module.sync, []).extend((sums, name) for name in sums)
+    for sync, slots in packs.items():
+        if sync is None or (sync == "auto" and not _distributed()):
+            continue
+        flat = torch.cat([sums[name].reshape(-1) for sums, name in slots])
+        if sync == "auto":
+            dist.all_reduce(flat)
+        elif callable(sync):
+            flat = sync(flat)
+        parts = torch.split(flat, [sums[name].numel() for sums, name in slots])
+        for (sums, name), part in zip(slots, parts, strict=True):
+            sums[name] = part.reshape(sums[name].shape)
+    return local
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

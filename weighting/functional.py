@@ -1,0 +1,74 @@
+"""Pure formulas of the weightings: usable alone, in kernels, and as the readable form of each class."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Hyper = float | Tensor
+
+
+def log1mexp(log_p: Tensor) -> Tensor:
+    r"""``log(1 - exp(log_p))`` for ``log_p <= 0``, with a finite value and gradient at ``log_p = 0``.
+
+    ``1 - p`` is held at the smallest normal number from below, where its gradient is 0.
+    """
+    q = -torch.expm1(log_p)
+    return q.clamp_min(torch.finfo(q.dtype).tiny).log()
+
+
+def focal_weight(log_pt: Tensor, gamma: Hyper, log_qt: Tensor | None = None) -> Tensor:
+    r"""Focal modulator :math:`(1 - p_t)^\gamma`, taken in log space.
+
+    Args:
+        log_pt: ``(*S)`` log-probability of the target.
+        gamma: Focusing exponent, >= 0.
+        log_qt: ``(*S)`` exact ``log(1 - p_t)`` where known; otherwise derived from ``log_pt``.
+
+    Returns:
+        ``(*S)`` weights in [0, 1], differentiable; finite gradients for every gamma, at p = 1 too.
+    """
+    if not isinstance(gamma, Tensor) and gamma == 0.0:
+        return torch.ones_like(log_pt)
+    return torch.exp(gamma * (log1mexp(log_pt) if log_qt is None else log_qt))
+
+
+def inverse_frequency_weight(counts: Tensor, power: Hyper = 1.0) -> Tensor:
+    r"""Class weights :math:`n_c^{-a}`, before any rescaling."""
+    return torch.exp(-power * floor_counts(counts).log())
+
+
+def effective_number_weight(counts: Tensor, beta: Hyper) -> Tensor:
+    r"""Class-balanced weights :math:`(1-\beta)/(1-\beta^{n_c})`, before any rescaling; ones for ``beta = 0``."""
+    beta = torch.as_tensor(beta, dtype=counts.dtype, device=counts.device)
+    return (1.0 - beta) / -torch.expm1(floor_counts(counts) * beta.log())
+
+
+def floor_counts(counts: Tensor) -> Tensor:
+    """Counts with zeros raised to the smallest positive count (1 where there is none)."""
+    positive = torch.where(counts > 0, counts, torch.full_like(counts, torch.inf))
+    smallest = positive.min()
+    return torch.maximum(counts, torch.where(torch.isfinite(smallest), smallest, torch.ones_like(smallest)))
+
+
+def inverse_loss_weight(class_loss: Tensor, eps: float = 1e-5) -> Tensor:
+    r"""Class weights :math:`1/(\epsilon + \bar L_c)` from running class losses, rescaled to sum 1."""
+    weights = 1.0 / (eps + class_loss)
+    return weights / weights.sum()
+
+
+def positive_balance_weight(target: Tensor, alpha: Hyper) -> Tensor:
+    r"""Side weights :math:`\alpha y + (1-\alpha)(1-y)` of binary targets ``y``."""
+    return alpha * target + (1.0 - alpha) * (1.0 - target)
+
+
+def effective_sample_size(weights: Tensor, counts: Tensor | None = None) -> Tensor:
+    r"""Kish's effective sample size :math:`(\sum w)^2 / \sum w^2`; 0 where all weights are 0.
+
+    Args:
+        weights: ``(*S)`` non-negative weights.
+        counts: ``(*S)`` how many equal terms each weight stands for; 0 leaves a term out.
+    """
+    counts = torch.ones_like(weights) if counts is None else counts.to(weights.dtype)
+    total, squares = (counts * weights).sum(), (counts * weights.square()).sum()
+    return total.square() / torch.where(squares > 0, squares, torch.ones_like(squares))
