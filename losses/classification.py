@@ -124,6 +124,7 @@ class FocalLoss(Objective):
     "sigmoid_focal",
     paper="Focal Loss for Dense Object Detection",
     venue="ICCV 2017",
+    acts_on="binary",
     official="pytorch/vision@148ddaaa torchvision/ops/focal_loss.py; facebookresearch/fvcore@3378afe0",
     defaults={
         "gamma": ("2.0", "paper"),

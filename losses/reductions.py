@@ -189,7 +189,7 @@ class SequenceMean(Reduction):
     def lift(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> LossTerms:
         if terms.loss.ndim == 0:
             raise ValueError("reduction 'sequence_mean' needs loss terms with at least one dimension, got a scalar")
-        whole = terms.multiplicity is not None and terms.multiplicity.ndim == 1 and terms.loss.ndim > 1
+        whole = terms.multiplicity is not None and terms.multiplicity.ndim == 1
         inner = terms._replace(multiplicity=None) if whole else terms
         numerator = _per_sample(_multiplied(weighted, inner)).sum(-1)
         denominator = _per_sample(_mass(inner)).sum(-1)

@@ -29,6 +29,10 @@ def _entangled(scopes: Sequence[Scope]) -> Scope:
     return "global" if scope == "scaled" else scope
 
 
+_FROM_INPUTS = frozenset({"loss", "log_pt", "log_qt", "score"})
+"""Statistics through which gradient can reach the model."""
+
+
 class _Node(Weighting):
     """Common part: operands, what they need together, and passing on what is observed."""
 
@@ -36,6 +40,8 @@ class _Node(Weighting):
         super().__init__()
         self.needs = frozenset[str]().union(*(operand.needs for operand in operands))
         self.detached = all(operand.detached for operand in operands)
+        constant = any(operand.detached and operand.needs & _FROM_INPUTS for operand in operands)
+        self.exact_gradient = all(operand.exact_gradient for operand in operands) and (self.detached or not constant)
         self.operands = torch.nn.ModuleList(operands)
 
     def parts(self) -> list[Weighting]:
@@ -184,7 +190,7 @@ class Normalize(_Node):
         if to == "max" and over in ("class", "group"):
             raise ValueError(f"Normalize: to='max' works over 'batch' or 'sample', got over={over!r}")
         self.detach_normalizer = detach
-        self.detached = self.base.detached
+        self.exact_gradient = self.base.exact_gradient and (self.base.detached or not detach)
         self.needs = self.needs | _keys(self.over)
         together = over == "batch" and detach and self.base.scope != "global"
         self.scope = "scaled" if together else "global"
@@ -213,7 +219,7 @@ class Detach(_Node):
 
     def __init__(self, base: Weighting | float) -> None:
         super().__init__([as_weighting(base)])
-        self.detached = True
+        self.detached, self.exact_gradient = True, True
         self.scope = self.base.scope
 
     def weigh(self, terms: LossTerms) -> Tensor:
@@ -346,7 +352,7 @@ class EMA(_Node):
         self.beta = check_hyper(self, "beta", beta, low=0.0, high=1.0, open_high=True)
         self.num_slots = check_whole(self, "num_slots", num_slots, low=1)
         self.by = check_choice(self, "by", by, ("category", "group", "position"))
-        self.detached = True
+        self.detached, self.exact_gradient = True, True
         self.scope = "local"
         if by != "position":
             self.needs = self.needs | {by}
@@ -397,7 +403,7 @@ class Frozen(_Node):
 
     def __init__(self, base: Weighting | float) -> None:
         super().__init__([as_weighting(base)])
-        self.detached = True
+        self.detached, self.exact_gradient = True, True
         self.scope = self.base.scope
         self.requires_grad_(False)
 

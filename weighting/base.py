@@ -39,6 +39,8 @@ class Weighting(Dynamic, ABC):
     """Statistics read from the terms. Checked against what the criterion provides when an objective is built."""
     detached: bool = True
     """Whether the weights carry no gradient (to the terms or to learned parameters)."""
+    exact_gradient: bool = True
+    """False where part of the formula is held constant while gradient flows through the rest."""
     scope: Scope = "global"
     """See :data:`Scope`; a weighting that does not say is taken as global."""
 

@@ -17,7 +17,7 @@ _LONGEST_TABLE = 64
 class Configured:
     """Remembers the arguments it was constructed with, so that ``eval(repr(x))`` rebuilds ``x``.
 
-    Tables of more than 64 entries print as shape and checksum instead; those are not rebuilt.
+    Tables of more than 64 entries print as shape and checksum, foreign objects in angle brackets; neither is rebuilt.
     """
 
     _given: tuple[tuple[Any, ...], dict[str, Any]]
@@ -58,7 +58,9 @@ def _show(value: Any) -> str:
         return f"<({len(value)},) crc32 {zlib.crc32(repr(list(value)).encode()):08x}>"
     if isinstance(value, float) and not math.isfinite(value):
         return f"float({str(value)!r})"
-    return repr(value)
+    if isinstance(value, (Configured, str, bytes, int, float, complex, list, tuple, dict, range, type(None))):
+        return repr(value)
+    return f"<{value!r}>"  # somebody else's object: its repr need not rebuild it
 
 
 def owner_name(owner: object) -> str:

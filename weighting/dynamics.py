@@ -86,9 +86,10 @@ class Dynamic(Configured, nn.Module):
         """How many events of this kind are behind us, as a Python number (read from the device once)."""
         if not self.tracks_events:
             return 0
+        if event == "forward":
+            return int(self.get_buffer("clock")[0])
         if self._ticks is None:
-            clock = self._buffers["clock"]
-            self._ticks = [int(n) for n in clock.tolist()] if clock is not None else [0] * len(_COUNTED)
+            self._ticks = [int(n) for n in self.get_buffer("clock").tolist()]
         return self._ticks[_COUNTED.index(event)]
 
     def position(self, event: Event) -> Tensor:
@@ -100,6 +101,9 @@ class Dynamic(Configured, nn.Module):
 
     def _tick(self, event: Event, index: int | None) -> None:
         if event == "fit":
+            return
+        if event == "forward":  # never indexed, and inside compiled code: tensors only
+            self.get_buffer("clock")[0].add_(1)
             return
         done = self.completed(event) + 1 if index is None else index + 1
         if self._ticks is not None:

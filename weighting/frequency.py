@@ -334,6 +334,7 @@ class EffectiveNumber(CountTable):
     "positive_balance",
     paper="Focal Loss for Dense Object Detection",
     venue="ICCV 2017",
+    acts_on="binary",
     official="pytorch/vision torchvision/ops/focal_loss.py",
     defaults={"alpha": ("0.25", "paper, with gamma 2")},
 )

@@ -21,6 +21,8 @@ class Method:
     """Title of the source paper, or ``"none"``."""
     venue: str
     """Where it appeared, with the year."""
+    acts_on: str = "class"
+    """What its terms are: ``"class"`` (an index target), ``"binary"`` (targets in [0, 1]), or a plugin's own word."""
     official: str | None = None
     """The authors' code at a commit, where there is any."""
     defaults: Mapping[str, tuple[str, str]] = field(default_factory=dict)

@@ -1,0 +1,187 @@
+"""Everything that the registries know runs through the public conformance suites. There is no hand-kept list."""
+
+import pytest
+import torch
+
+from reweigh import losses, weighting
+from reweigh.losses import BinaryCrossEntropy, CrossEntropy, FromLoss, LogitAdjustment, Objective
+from reweigh.losses.conformance import check_criterion, check_objective, objective_checks
+from reweigh.losses.conformance import ready as ready_objective
+from reweigh.weighting import (
+    Between,
+    EffectiveNumber,
+    Focal,
+    InClasses,
+    InverseClassLoss,
+    InverseFrequency,
+    Linear,
+    Piecewise,
+    Weighting,
+)
+from reweigh.weighting.conformance import TERMS, check_weighting, ready, weighting_checks
+
+
+def examples(registry):
+    return [
+        pytest.param(name, dict(example), id=f"{name}-{i}")
+        for name in registry.available()
+        for i, example in enumerate(registry.record(name).examples)
+    ]
+
+
+@pytest.mark.parametrize("check", weighting_checks(), ids=lambda check: check.__name__)
+@pytest.mark.parametrize(("name", "example"), examples(weighting.registry))
+def test_weighting(name, example, check):
+    check(ready(weighting.create(name, **example)), TERMS[weighting.registry.record(name).acts_on])
+
+
+@pytest.mark.parametrize("check", objective_checks(), ids=lambda check: check.__name__)
+@pytest.mark.parametrize(("name", "example"), examples(losses.registry))
+def test_objective(name, example, check):
+    check(ready_objective(losses.create(name, **example)))
+
+
+@pytest.mark.parametrize("check", objective_checks(), ids=lambda check: check.__name__)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(("name", "example"), examples(weighting.registry))
+def test_weighting_in_an_objective(name, example, reduction, check):
+    binary = weighting.registry.record(name).acts_on == "binary"
+    criterion = BinaryCrossEntropy() if binary else CrossEntropy()
+    check(ready_objective(Objective(criterion, weighting.create(name, **example), reduction)))
+
+
+CRITERIA = [
+    CrossEntropy(),
+    CrossEntropy(weight=[1.0, 2.0, 0.5, 3.0], label_smoothing=0.1),
+    CrossEntropy(logits=LogitAdjustment([50, 20, 6, 1], tau=Linear(0.0, 1.0, duration=3, by="step"))),
+    CrossEntropy(weight="balanced"),
+    BinaryCrossEntropy(weight=[1.0, 2.0, 0.5, 3.0], pos_weight=2.0, label_smoothing=0.1),
+    FromLoss(torch.nn.SmoothL1Loss(reduction="none")),
+]
+
+
+@pytest.mark.parametrize("criterion", CRITERIA, ids=repr)
+def test_criterion(criterion):
+    check_criterion(criterion)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "weighted_mean", "sum", "none", "batch_mean", "sequence_mean"])
+@pytest.mark.parametrize("criterion", CRITERIA, ids=repr)
+def test_every_reduction(criterion, reduction):
+    check_objective(Objective(criterion, None, reduction), compiled=reduction == "mean")
+
+
+COMPOSITIONS = [
+    (InverseFrequency([50, 20, 6, 1]) * Focal(1.0)).clip(max=2.0).normalize(),
+    0.5 * Focal(Linear(0.0, 2.0, duration=3, by="step")) ** 2.0 + 0.1,
+    EffectiveNumber(beta=Piecewise([0.0, 0.99], [1])).warmup(3),
+    InverseClassLoss(4, cadence="forward", to="mean"),
+    Focal(2.0).detach() * InverseClassLoss(4),
+    Focal(1.0).ema(0.9, 4),
+    Focal(1.0).normalize(over="class").where(InClasses([1, 2])),
+    Focal(2.0).pooled("group") * Between("loss", low=0.5),
+    InverseClassLoss(4).frozen(),
+]
+
+
+@pytest.mark.parametrize("composed", COMPOSITIONS, ids=repr)
+def test_compositions(composed):
+    check_weighting(composed)
+    check_objective(Objective(CrossEntropy(), composed))
+
+
+class _Broken(Weighting):
+    """A weighting that breaks one promise at a time."""
+
+    needs = frozenset({"log_pt"})
+    scope = "local"
+
+    def __init__(self, flaw):
+        super().__init__()
+        self.flaw = flaw
+        self.add_state("calls", torch.zeros(()))
+        self.add_pending("sum")
+
+    def weigh(self, terms):
+        p = terms.need("log_pt").detach().exp()
+        match self.flaw:
+            case "negative":
+                return -p
+            case "infinite":
+                return 1.0 / (1.0 - p) ** 2
+            case "impure":
+                self.calls.add_(1.0)
+                return p + self.calls.to(p.dtype)
+            case "random":
+                return p + torch.rand(())
+            case "hidden need":
+                return p + terms.need("category")
+            case "graph":
+                return terms.need("log_pt").exp()
+            case "not local":
+                return p / p.sum()
+            case "order":
+                return p + torch.arange(len(p))
+            case "mask blind":
+                return p + p.mean()
+            case "unlearned reset" | "noise":
+                return p + self.calls.to(p.dtype)
+        return p
+
+    def observe(self, terms):
+        self.accumulate("sum", terms.loss.sum() ** (2 if self.flaw == "noise" else 1))
+
+    def commit(self, sums):
+        if self.flaw in ("unlearned reset", "noise"):
+            self.calls.add_(sums["sum"].float())
+
+
+@pytest.mark.parametrize(
+    "flaw",
+    ["negative", "infinite", "impure", "random", "hidden need", "graph", "not local", "order", "mask blind",
+     "unlearned reset", "noise"],
+)  # fmt: skip
+def test_the_suite_catches(flaw):
+    with pytest.raises(AssertionError, match="breaks a promise"):
+        check_weighting(_Broken(flaw))
+
+
+class _Careless(Objective):
+    """An objective that breaks one promise at a time."""
+
+    def __init__(self, flaw):
+        super().__init__(CrossEntropy())
+        self.flaw = flaw
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, *inputs, **meta):
+        logits, target = inputs
+        match self.flaw:
+            case "mask":
+                meta["mask"] = None
+            case "sample weight":
+                meta["sample_weight"] = None
+            case "evaluation":
+                self.count += 1
+                return super().forward(logits * (1 + self.count), target, **meta)
+            case "gradient":
+                return super().forward(logits.detach() * 1 + 0 * logits, target, **meta)
+            case "detached":
+                return super().forward(logits, target, **meta).detach()
+            case "overflow":
+                return super().forward(logits, target, **meta) + logits.pow(300).sum() * 0
+            case "item":
+                return super().forward(logits, target, **meta) * (1.0 if logits.sum().item() else 2.0)
+        return super().forward(logits, target, **meta)
+
+
+@pytest.mark.parametrize(
+    "flaw", ["mask", "sample weight", "evaluation", "gradient", "detached", "overflow", "item"]
+)  # fmt: skip
+def test_the_objective_suite_catches(flaw):
+    with pytest.raises((AssertionError, RuntimeError)):
+        check_objective(_Careless(flaw))
+
+
+def test_the_objective_suite_passes_what_is_sound():
+    check_objective(_Careless("none"))
