@@ -33,17 +33,19 @@ test: $(VENV)/.made
 test-all: $(VENV)/.made
 	@$(BIN)/python -m pytest -n auto -m "slow or not slow"
 
-# The root is the package, so mypy sees it through a link that bears the package's name.
-lint: $(VENV)/.made
+# The root is the package, so tools that read source see it through a link that bears the package's name.
+$(VENV)/types/reweigh: $(VENV)/.made
+	@mkdir -p $(VENV)/types && ln -sfn $(CURDIR) $@
+
+lint: $(VENV)/types/reweigh
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@mkdir -p $(VENV)/types && ln -sfn $(CURDIR) $(VENV)/types/reweigh
 	@MYPYPATH=$(VENV)/types $(BIN)/mypy --config-file pyproject.toml -p reweigh.weighting -p reweigh.losses \
 	  -p reweigh.lightning_callbacks -p reweigh.benchmarks
 
-docs: $(VENV)/.made
+docs: $(VENV)/types/reweigh
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[docs]'
-	@$(BIN)/mkdocs build --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info site runs .mypy_cache .ruff_cache .pytest_cache

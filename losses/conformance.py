@@ -217,8 +217,9 @@ def check_accumulation(objective: Objective) -> None:
     _, count = objective.parts(*inputs, **meta)
     value, grad = _grad(objective, inputs, **meta)
     for size in (1, 2, 4):
-        total, parts = torch.zeros_like(value), []
-        for rows in torch.arange(SIZE).split(size):
+        total = torch.zeros_like(value)
+        parts: list[Tensor] = []
+        for rows in torch.split(torch.arange(SIZE), size):
             part, slope = _grad(
                 objective, _pick(inputs, rows), num_items=count, **{k: v[rows] for k, v in meta.items()}
             )

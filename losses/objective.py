@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from reweigh.weighting.base import Weighting, learned_parameters
-from reweigh.weighting.dynamics import Event, drive, dynamics
+from reweigh.weighting.dynamics import Dynamic, Event, drive, dynamics
 from reweigh.weighting.functional import effective_sample_size
 from reweigh.weighting.terms import GIVEN_AT_CALL, STATISTICS, LossTerms, mask_out
 
@@ -87,6 +87,7 @@ class Objective(Criterion):
                     f"(it provides {', '.join(map(repr, sorted(criterion.provides)))})"
                 )
         inside = [] if weighting is None else list(dynamics(weighting))
+        self._learns = any(_observes(module) for module in inside)
         self._per_forward = [module for module in inside if module.update_on == "forward"]
         self._watchers: list[Any] = []
 
@@ -149,7 +150,7 @@ class Objective(Criterion):
         if self.weighting is None:
             weights = None
         else:
-            if learn:
+            if learn and self._learns:
                 with torch.no_grad():
                     self.weighting.observe(terms.detach())
                 if self._per_forward:
@@ -166,6 +167,8 @@ class Objective(Criterion):
         weights = self.weighting.weigh(terms)
         if weights.dtype != terms.loss.dtype:
             weights = weights.to(terms.loss.dtype)
+        if weights.shape == terms.loss.shape:
+            return mask_out(weights, terms.mask, 0.0)
         try:
             weights = weights.expand(terms.loss.shape)
         except RuntimeError as error:
@@ -210,7 +213,7 @@ class Objective(Criterion):
         terms = self.criterion.terms(*inputs, **meta)
         weighted, weights = self._weigh(terms, learn=self.training and torch.is_grad_enabled())
         numerator, denominator = self.reduction.parts(weighted, weights, terms)
-        return numerator, denominator.detach()
+        return numerator, torch.as_tensor(denominator, dtype=numerator.dtype, device=numerator.device).detach()
 
     def _look(self, *inputs: Any, **meta: Any) -> LossTerms:
         """The criterion's terms without letting an inner objective learn from them."""
@@ -261,6 +264,11 @@ class Objective(Criterion):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_watchers": []}
+
+
+def _observes(module: Dynamic) -> bool:
+    """Whether a weighting takes anything from what it sees; the nodes of the algebra only pass it on."""
+    return isinstance(module, Weighting) and (bool(module._pending) or module.update_on == "forward")
 
 
 def _needy(weighting: Weighting | None, name: str) -> str:

@@ -4,17 +4,17 @@ Notation: :math:`\ell_i` loss, :math:`w_i` weight, :math:`m_i` how many terms te
 ``sample_weight`` where given, else 1), :math:`n_i` what it adds to a mean's denominator (1, or the class weight of a
 criterion with torch's ``weight``).
 
-==================  ==========================================================  =========================
-string              value                                                       with ``num_items=n``
-==================  ==========================================================  =========================
-``mean``            sum(m w l) / sum(m n)                                       sum(m w l) / n
-``weighted_mean``   sum(m w l) / sum(m w n)                                     sum(m w l) / n
-``sum``             sum(m w l)                                                  not defined
-``none``            m w l for each term, 0 where masked                         not defined
-``batch_mean``      sum(m w l) / sum over samples with a valid term of m        sum(m w l) / n
-``sequence_mean``   mean over sequences of sum_t(m w l) / sum_t(m n)            sum over sequences / n
-``group_mean``      mean over groups present of sum_g(m w l) / sum_g(m n)       sum over groups / n
-==================  ==========================================================  =========================
+================= ===================================================== ======================
+name              value                                                 with ``num_items=k``
+================= ===================================================== ======================
+``mean``          sum(m w l) / sum(m n)                                 sum(m w l) / k
+``weighted_mean`` sum(m w l) / sum(m w n)                               sum(m w l) / k
+``sum``           sum(m w l)                                            not defined
+``none``          m w l for each term, 0 where masked                   not defined
+``batch_mean``    sum(m w l) / samples with a valid term, each m times  sum(m w l) / k
+``sequence_mean`` mean over sequences of sum_t(m w l) / sum_t(m n)      sum over sequences / k
+``group_mean``    mean over groups present of sum_g(m w l) / sum_g(m n) sum over groups / k
+================= ===================================================== ======================
 
 A denominator of 0 (empty batch, everything masked) gives 0, attached to the graph.
 """
@@ -47,8 +47,8 @@ class Reduction(Configured, ABC):
         self.empty = check_choice(self, "empty", empty, ("zero", "nan"))
 
     @abstractmethod
-    def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor]:
-        """Numerator and denominator, 0-d. Add each over micro-batches and ranks, then divide, to get the exact mean.
+    def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor | float]:
+        """Numerator (0-d) and denominator. Add each over micro-batches and ranks, then divide, to get the exact mean.
 
         Args:
             weighted: ``(*S)`` weights times losses.
@@ -73,7 +73,9 @@ class Reduction(Configured, ABC):
         """Terms of the next level: what an outer objective weighs. By default one scalar term."""
         return LossTerms(self(weighted, weights, terms))
 
-    def _divide(self, numerator: Tensor, denominator: Tensor) -> Tensor:
+    def _divide(self, numerator: Tensor, denominator: Tensor | float) -> Tensor:
+        if not isinstance(denominator, Tensor):
+            return numerator / (denominator if denominator > 0 or self.empty == "nan" else 1.0)
         if self.empty == "nan":
             return numerator / denominator
         return numerator / torch.where(denominator > 0, denominator, torch.ones_like(denominator))
@@ -83,7 +85,8 @@ def _items(num_items: float | Tensor, like: Tensor) -> float | Tensor:
     if isinstance(num_items, Tensor):
         if num_items.numel() != 1:
             raise ValueError(f"num_items must be one number, got shape {tuple(num_items.shape)}")
-        return num_items.to(device=like.device, dtype=like.dtype).reshape(())
+        items = num_items.to(device=like.device, dtype=like.dtype).reshape(())
+        return torch.where(items > 0, items, torch.ones_like(items))  # nothing anywhere gives 0, not 0 / 0
     return check_number("num_items", "value", num_items, low=0.0, open_low=True)
 
 
@@ -106,9 +109,9 @@ class Mean(Reduction):
 
     name = "mean"
 
-    def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor]:
+    def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor | float]:
         if terms.mask is None and terms.multiplicity is None and terms.norm is None:
-            return weighted.sum(), weighted.new_full((), float(weighted.numel()))
+            return weighted.sum(), float(weighted.numel())
         return _multiplied(weighted, terms).sum(), _mass(terms).sum()
 
 
@@ -118,7 +121,7 @@ class WeightedMean(Reduction):
 
     name = "weighted_mean"
 
-    def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor]:
+    def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor | float]:
         mass = _mass(terms)
         return _multiplied(weighted, terms).sum(), (mass if weights is None else mass * weights).sum()
 
@@ -129,8 +132,8 @@ class Total(Reduction):
 
     name = "sum"
 
-    def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor]:
-        return _multiplied(weighted, terms).sum(), weighted.new_ones(())
+    def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor | float]:
+        return _multiplied(weighted, terms).sum(), 1.0
 
     def __call__(
         self,
@@ -149,7 +152,7 @@ class Unreduced(Reduction):
 
     name = "none"
 
-    def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor]:
+    def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor | float]:
         raise ValueError("reduction 'none' has no numerator and denominator; use 'mean' or 'sum'")
 
     def __call__(
@@ -172,7 +175,7 @@ class BatchMean(Reduction):
 
     name = "batch_mean"
 
-    def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor]:
+    def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor | float]:
         return _multiplied(weighted, terms).sum(), _per_sample(terms.counts()).amax(-1).sum()
 
 
@@ -202,7 +205,7 @@ class SequenceMean(Reduction):
             extras=_of_samples(terms),
         )
 
-    def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor]:
+    def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor | float]:
         level = self.lift(weighted, weights, terms)
         return _multiplied(level.loss, level).sum(), level.counts().sum()
 
@@ -216,7 +219,7 @@ class GroupMean(Reduction):
 
     name = "group_mean"
 
-    def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor]:
+    def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor | float]:
         counts, mass = terms.counts().reshape(-1), _mass(terms).reshape(-1)
         group = terms.spread(terms.need("group", "group_mean")).expand_as(terms.loss).reshape(-1)
         size, members = segment_sum(mass, group), segment_sum(counts, group)

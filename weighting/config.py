@@ -122,7 +122,7 @@ def as_table(owner: object, name: str, values: Any, *, low: float = 0.0) -> Tens
     that breaks the rule.
     """
     try:
-        table = torch.as_tensor(values).detach().to(torch.float64).clone()
+        table = torch.as_tensor(values, dtype=torch.float64).detach().clone()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"{owner_name(owner)}: {name} must be a sequence of numbers, got {type(values).__name__}"

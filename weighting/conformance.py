@@ -10,6 +10,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -165,7 +166,7 @@ def check_weights_are_valid(weighting: Weighting, make: TermsMaker) -> None:
         terms = make(seed)
         weights = weighting.weigh(terms)
         require(
-            torch.broadcast_shapes(weights.shape, terms.loss.shape) == terms.loss.shape,
+            weights.ndim <= terms.loss.ndim and (weights + terms.loss).shape == terms.loss.shape,
             f"weights broadcast to {tuple(terms.loss.shape)}, got {tuple(weights.shape)}",
             weighting,
         )
@@ -280,7 +281,8 @@ def check_gradient(weighting: Weighting, make: TermsMaker) -> None:
     inputs = [terms.need(name).clone().requires_grad_() for name in names]
 
     def weigh(*values: Tensor) -> Tensor:
-        return weighting.weigh(terms._replace(**dict(zip(names, values, strict=True)))).expand_as(terms.loss)
+        changed: dict[str, Any] = dict(zip(names, values, strict=True))
+        return weighting.weigh(terms._replace(**changed)).expand_as(terms.loss)
 
     weights = weigh(*inputs)
     if weighting.detached:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -9,16 +11,21 @@ Hyper = float | Tensor
 
 
 def log1mexp(log_p: Tensor) -> Tensor:
-    r"""``log(1 - exp(log_p))`` for ``log_p <= 0``, with a finite value and gradient at ``log_p = 0``.
+    r"""``log(1 - exp(log_p))`` for ``log_p <= 0``, with a finite value and gradient at ``log_p = 0``."""
+    return complement(log_p).log()
 
-    ``1 - p`` is held at the smallest normal number from below, where its gradient is 0.
+
+def complement(log_p: Tensor) -> Tensor:
+    """``1 - exp(log_p)``, held at the smallest normal number from below, where its gradient is 0.
+
+    Its gradient is 0 at vanishing p too, instead of an overflowing loss times 0.
     """
-    q = -torch.expm1(log_p)
-    return q.clamp_min(torch.finfo(q.dtype).tiny).log()
+    tiny = torch.finfo(log_p.dtype).tiny
+    return (-torch.expm1(log_p.clamp_min(math.log(tiny)))).clamp_min(tiny)
 
 
 def focal_weight(log_pt: Tensor, gamma: Hyper, log_qt: Tensor | None = None) -> Tensor:
-    r"""Focal modulator :math:`(1 - p_t)^\gamma`, taken in log space.
+    r"""Focal modulator :math:`(1 - p_t)^\gamma`, from the logarithm of the probability.
 
     Args:
         log_pt: ``(*S)`` log-probability of the target.
@@ -30,7 +37,10 @@ def focal_weight(log_pt: Tensor, gamma: Hyper, log_qt: Tensor | None = None) -> 
     """
     if not isinstance(gamma, Tensor) and gamma == 0.0:
         return torch.ones_like(log_pt)
-    return torch.exp(gamma * (log1mexp(log_pt) if log_qt is None else log_qt))
+    if log_qt is None:
+        return complement(log_pt).pow(gamma)
+    held = torch.finfo(log_qt.dtype)  # gamma 0 times minus infinity is 0, and p = 0 has no gradient
+    return torch.exp(gamma * log_qt.clamp(held.min, -held.tiny))
 
 
 def inverse_frequency_weight(counts: Tensor, power: Hyper = 1.0) -> Tensor:

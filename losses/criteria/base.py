@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -75,7 +76,7 @@ class Criterion(Dynamic, ABC):
         if sample_weight is not None:
             terms = terms._replace(multiplicity=self._sample_weight(sample_weight, terms))
         if group is not None:
-            terms = terms._replace(group=self._per_sample("group", group, terms))
+            terms = terms._replace(group=_only_counted(self._per_sample("group", group, terms), terms))
         if index is not None:
             terms = terms._replace(index=self._per_sample("index", index, terms))
         if stats:
@@ -84,8 +85,7 @@ class Criterion(Dynamic, ABC):
                 if not isinstance(value, Tensor):
                     raise TypeError(f"{type(self).__name__}: {name} must be a tensor, got {type(value).__name__}")
                 self._check_shape(name, value, terms)
-                full = value.ndim == terms.loss.ndim
-                extras[name] = mask_out(value, terms.mask, 0.0) if full else value
+                extras[name] = _only_counted(value, terms)
             terms = terms._replace(extras=extras)
         return terms
 
@@ -100,14 +100,17 @@ class Criterion(Dynamic, ABC):
     def _sample_weight(self, value: Tensor, terms: LossTerms) -> Tensor:
         if not isinstance(value, Tensor) or value.is_complex():
             raise TypeError(f"{type(self).__name__}: sample_weight must be a real tensor, got {_kind(value)}")
-        while value.ndim > 1 and value.ndim >= terms.loss.ndim and value.shape[-1] == 1 and terms.loss.shape[-1] != 1:
-            value = value.squeeze(-1)  # (B, 1) for (B, T) terms is one weight per sample
+        if value.ndim > 1 and value.shape[1:].numel() == 1:
+            value = value.reshape(-1)  # (B, 1) is one weight per sample, whatever the terms' shape
         self._check_shape("sample_weight", value, terms)
-        value = value.to(terms.loss.dtype)
+        value = _only_counted(value.to(terms.loss.dtype), terms)
         if readable(value) and value.numel():
-            low = float(value.min())
-            if not low >= 0.0:
-                raise ValueError(f"{type(self).__name__}: sample_weight must be >= 0, got {low:g}")
+            low, high = (float(edge) for edge in value.detach().aminmax())
+            if not (low >= 0.0 and high < math.inf):
+                raise ValueError(
+                    f"{type(self).__name__}: sample_weight must be finite and >= 0, "
+                    f"got {high if low >= 0.0 else low:g}"
+                )
         return value
 
     def _per_sample(self, name: str, value: Tensor, terms: LossTerms) -> Tensor:
@@ -124,6 +127,13 @@ class Criterion(Dynamic, ABC):
                 f"got {tuple(value.shape)}"
             )
         return value.long()
+
+
+def _only_counted(value: Tensor, terms: LossTerms) -> Tensor:
+    """What came with the call, 0 where its terms are masked (for one value per sample: where all of them are)."""
+    if terms.mask is None or value.ndim == terms.mask.ndim:
+        return mask_out(value, terms.mask, 0.0)
+    return mask_out(value, terms.mask.flatten(1).any(1), 0.0)
 
 
 def _kind(value: object) -> str:

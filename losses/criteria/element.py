@@ -156,7 +156,7 @@ class CrossEntropy(_Element):
             loss = -(1.0 - self.label_smoothing) * at_target * log_pt
             if self.label_smoothing:
                 share = self.label_smoothing / classes
-                loss = loss - share * (log_p if weight is None else log_p * _along(weight, log_p, dim)).sum(dim)
+                loss = loss - share * (log_p if weight is None else _times(_along(weight, log_p, dim), log_p)).sum(dim)
         log_qt: Tensor | None = None
         if classes == 2:
             margin = (logits.select(dim, 1) - logits.select(dim, 0)) * (2 * target - 1)

@@ -1,0 +1,29 @@
+"""Every Python block of the README and the docs runs, in order, page by page."""
+
+import re
+import sys
+import types
+import warnings
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCKS = {page: re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S) for page in PAGES}
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if BLOCKS[p]], ids=lambda p: p.name)
+def test_blocks_run(page, monkeypatch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        module = types.ModuleType(f"page_{page.stem}")  # a real module, so that what it defines can be pickled
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        for block in BLOCKS[page]:
+            exec(compile(block, str(page), "exec"), module.__dict__)
+
+
+def test_links_between_files_lead_somewhere():
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
