@@ -1,1 +1,10 @@
-"""TODO."""
+"""Callbacks that drive dynamic weights in a Lightning Trainer, feed them class counts, and show what they do.
+
+They work with ``pytorch_lightning`` and with ``lightning.pytorch``.
+"""
+
+from .driver import WeightingCallback
+from .monitor import WeightingMonitor
+from .statistics import FitStatistics, class_counts
+
+__all__ = ["FitStatistics", "WeightingCallback", "WeightingMonitor", "class_counts"]

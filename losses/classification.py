@@ -75,7 +75,7 @@ class FocalLoss(Objective):
             A single number only rescales the loss, and says so.
         weight: Per-class weights with torch's meaning and torch's denominator; same kinds of value.
         ignore_index: Targets with this value are removed.
-        label_smoothing: In [0, 1].
+        label_smoothing: In [0, 1], or a schedule.
         reduction: See :mod:`reweigh.losses.reductions`.
 
     Shapes:
@@ -99,7 +99,7 @@ class FocalLoss(Objective):
         alpha: float | PerClass | None = None,
         weight: PerClass | None = None,
         ignore_index: int = -100,
-        label_smoothing: float = 0.0,
+        label_smoothing: float | Schedule = 0.0,
         reduction: Reduction | str = "mean",
     ) -> None:
         weighting: Weighting = Focal(gamma)

@@ -10,7 +10,9 @@ from torch.nn.functional import logsigmoid
 from reweigh.weighting.config import check_number
 
 from .classification import FocalLoss, PerClass, SigmoidFocalLoss
+from .criteria.base import upcast
 from .logits import posthoc_logit_adjustment
+from .objective import Objective
 from .reductions import Reduction
 
 __all__ = ["focal_loss", "posthoc_logit_adjustment", "sigmoid_focal_loss", "sigmoid_focal_loss_star"]
@@ -43,7 +45,7 @@ def focal_loss(
         label_smoothing=label_smoothing,
         reduction=reduction,
     )
-    return loss.to(logits.device).forward(logits, target, **meta)
+    return _beside(logits, loss).forward(logits, target, **meta)
 
 
 def sigmoid_focal_loss(
@@ -62,7 +64,8 @@ def sigmoid_focal_loss(
         >>> round(sigmoid_focal_loss(torch.zeros(1), torch.ones(1)).item(), 4)
         0.0433
     """
-    return SigmoidFocalLoss(gamma, alpha=alpha, reduction=reduction).to(logits.device).forward(logits, target, **meta)
+    loss = SigmoidFocalLoss(gamma, alpha=alpha, reduction=reduction)
+    return _beside(logits, loss).forward(logits, target, **meta)
 
 
 def sigmoid_focal_loss_star(logits: Tensor, target: Tensor, gamma: float = 1.0) -> Tensor:
@@ -79,9 +82,17 @@ def sigmoid_focal_loss_star(logits: Tensor, target: Tensor, gamma: float = 1.0) 
         0.6931
     """
     gamma = check_number("sigmoid_focal_loss_star", "gamma", gamma, low=0.0, open_low=True)
+    logits = upcast("sigmoid_focal_loss_star", "logits", logits)
+    if not isinstance(target, Tensor) or target.is_complex():
+        raise TypeError(f"sigmoid_focal_loss_star: target must be a real tensor, got {type(target).__name__}")
     if target.shape != logits.shape:
         raise ValueError(
             f"sigmoid_focal_loss_star: target must have the logits' shape {tuple(logits.shape)}, "
             f"got {tuple(target.shape)}"
         )
-    return -logsigmoid(gamma * (2.0 * target - 1.0) * logits) / gamma
+    return -logsigmoid(gamma * (2.0 * target.to(logits.dtype) - 1.0) * logits) / gamma
+
+
+def _beside(logits: Tensor, loss: Objective) -> Objective:
+    """The loss on the logits' device; what is not a tensor is left for the loss itself to refuse."""
+    return loss.to(logits.device) if isinstance(logits, Tensor) else loss

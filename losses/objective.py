@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from reweigh.weighting.base import Weighting, learned_parameters
+from reweigh.weighting.config import readable
 from reweigh.weighting.dynamics import Dynamic, Event, drive, dynamics
+from reweigh.weighting.frequency import ClassCounts, ClassTable
 from reweigh.weighting.functional import effective_sample_size
 from reweigh.weighting.terms import GIVEN_AT_CALL, STATISTICS, LossTerms, mask_out
 
@@ -89,6 +92,8 @@ class Objective(Criterion):
         inside = [] if weighting is None else list(dynamics(weighting))
         self._learns = any(_observes(module) for module in inside)
         self._per_forward = [module for module in inside if module.update_on == "forward"]
+        self._by_class = bool(inside) and all(isinstance(m, ClassTable | ClassCounts) for m in inside)
+        self._warned = False
         self._watchers: list[Any] = []
 
     # the law
@@ -120,6 +125,8 @@ class Objective(Criterion):
         """
         terms = self.criterion.terms(*inputs, mask=mask, sample_weight=sample_weight, group=group, index=index, **stats)
         weighted, weights = self._weigh(terms, learn=self.training and torch.is_grad_enabled())
+        if num_items is None:
+            self._warn_where_weights_cancel(terms)
         loss = self.reduction(weighted, weights, terms, num_items)
         penalty = None if weights is None or self.weighting is None else self.weighting.penalty(terms, weights)
         if penalty is None:
@@ -146,6 +153,23 @@ class Objective(Criterion):
         """The same as :meth:`terms` with nothing but a mask."""
         return self.terms(*inputs, mask=mask)
 
+    def _warn_where_weights_cancel(self, terms: LossTerms) -> None:
+        """Say once that a batch of one class, divided by its weights, is the unweighted loss."""
+        cancels = terms.norm is not None or (self.reduction.name == "weighted_mean" and self._by_class)
+        category = terms.category
+        if not cancels or self._warned or not self.training or category is None or category.numel() < 2:
+            return
+        if readable(category):
+            valid = category if terms.mask is None else category[terms.mask]
+            if valid.numel() > 1 and bool((valid == valid[(0,) * valid.ndim]).all()):
+                self._warned = True
+                warnings.warn(
+                    f"{type(self).__name__}: all targets of a batch have the same class, so its weight cancels in "
+                    f"reduction {self.reduction.name!r}; pass num_items= (the class weights summed over all "
+                    "micro-batches) to keep it",
+                    stacklevel=4,
+                )
+
     def _weigh(self, terms: LossTerms, *, learn: bool) -> tuple[Tensor, Tensor | None]:
         if self.weighting is None:
             weights = None
@@ -163,8 +187,12 @@ class Objective(Criterion):
 
     def _weights(self, terms: LossTerms) -> Tensor:
         if self.weighting is None:
-            return terms.counts().clamp_max(1.0)
+            return mask_out(torch.ones_like(terms.loss), terms.mask, 0.0)
         weights = self.weighting.weigh(terms)
+        if not isinstance(weights, Tensor):
+            raise TypeError(
+                f"{type(self.weighting).__name__}: weigh must return a tensor, got {type(weights).__name__}"
+            )
         if weights.dtype != terms.loss.dtype:
             weights = weights.to(terms.loss.dtype)
         if weights.shape == terms.loss.shape:

@@ -21,6 +21,7 @@ A denominator of 0 (empty batch, everything masked) gives 0, attached to the gra
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Literal, final
 
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor
 
 from reweigh.weighting.algebra import segment_sum
-from reweigh.weighting.config import Configured, check_choice, check_number
+from reweigh.weighting.config import Configured, check_choice, check_number, readable
 from reweigh.weighting.terms import LossTerms
 
 Empty = Literal["zero", "nan"]
@@ -85,6 +86,8 @@ def _items(num_items: float | Tensor, like: Tensor) -> float | Tensor:
     if isinstance(num_items, Tensor):
         if num_items.numel() != 1:
             raise ValueError(f"num_items must be one number, got shape {tuple(num_items.shape)}")
+        if readable(num_items) and not 0.0 <= float(num_items) < math.inf:
+            raise ValueError(f"num_items must be finite and >= 0, got {float(num_items):g}")
         items = num_items.to(device=like.device, dtype=like.dtype).reshape(())
         return torch.where(items > 0, items, torch.ones_like(items))  # nothing anywhere gives 0, not 0 / 0
     return check_number("num_items", "value", num_items, low=0.0, open_low=True)

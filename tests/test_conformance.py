@@ -54,7 +54,7 @@ CRITERIA = [
     CrossEntropy(),
     CrossEntropy(weight=[1.0, 2.0, 0.5, 3.0], label_smoothing=0.1),
     CrossEntropy(logits=LogitAdjustment([50, 20, 6, 1], tau=Linear(0.0, 1.0, duration=3, by="step"))),
-    CrossEntropy(weight="balanced"),
+    CrossEntropy(weight="balanced", label_smoothing=Linear(0.0, 0.2, duration=3, by="step")),
     BinaryCrossEntropy(weight=[1.0, 2.0, 0.5, 3.0], pos_weight=2.0, label_smoothing=0.1),
     FromLoss(torch.nn.SmoothL1Loss(reduction="none")),
 ]

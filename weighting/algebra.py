@@ -13,7 +13,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from .base import Scope, Weighting, lookup, widest
+from .base import Scope, Weighting, lookup, tally, widest
 from .config import check_choice, check_whole
 from .schedules import By, Linear, Schedule, check_hyper, value_of
 from .terms import LossTerms
@@ -272,6 +272,8 @@ class Between(Weighting):
         self, statistic: str, *, low: float | Schedule | None = None, high: float | Schedule | None = None
     ) -> None:
         super().__init__()
+        if not isinstance(statistic, str):
+            raise TypeError(f"Between: statistic must be a name, got {statistic!r} ({type(statistic).__name__})")
         self.statistic = statistic
         self.needs = frozenset({statistic})
         if low is None and high is None:
@@ -372,12 +374,10 @@ class EMA(_Node):
 
     def observe(self, terms: LossTerms) -> None:
         super().observe(terms)
-        slots = terms.spread(self._slots(terms).need(self.by, self)).expand_as(terms.loss).reshape(-1)
-        counts = terms.counts().double()
+        counts, placed = terms.counts().double(), self._slots(terms)
         weights = self.base.weigh(terms).double().expand_as(counts)
-        zeros = torch.zeros(self.num_slots, dtype=torch.float64, device=counts.device)
-        self.accumulate("total", zeros.index_add(0, slots, (counts * weights).reshape(-1)))
-        self.accumulate("count", zeros.index_add(0, slots, counts.reshape(-1)))
+        self.accumulate("total", tally(self, counts * weights, placed, self.num_slots, self.by))
+        self.accumulate("count", tally(self, counts, placed, self.num_slots, self.by))
 
     def commit(self, sums: dict[str, Tensor]) -> None:
         mean, seen = self.get_buffer("mean"), self.get_buffer("seen")

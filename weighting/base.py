@@ -172,19 +172,36 @@ def lookup(owner: object, table: Tensor, terms: LossTerms, statistic: str = "cat
     Raises:
         ValueError: If the table has another length than there are classes, or an entry is out of range.
     """
-    if statistic == "category" and terms.num_classes is not None and table.numel() != terms.num_classes:
+    at = _slots(owner, table.numel(), terms, statistic)
+    try:
+        found = nn.functional.embedding(at, table.unsqueeze(-1)).squeeze(-1)
+    except IndexError as error:
+        raise _out_of_range(owner, table.numel(), at, statistic) from error
+    return terms.spread(found.to(terms.loss.dtype))
+
+
+def tally(owner: object, value: Tensor, terms: LossTerms, size: int, statistic: str = "category") -> Tensor:
+    """``(size,)`` float64 sums of ``value`` (``*S``) per slot of a statistic; raises as :func:`lookup` does."""
+    at = terms.spread(_slots(owner, size, terms, statistic)).expand_as(value)
+    zeros = torch.zeros(size, dtype=torch.float64, device=value.device)
+    try:
+        return zeros.index_add(0, at.reshape(-1), value.double().reshape(-1))
+    except IndexError as error:
+        raise _out_of_range(owner, size, at, statistic) from error
+
+
+def _slots(owner: object, size: int, terms: LossTerms, statistic: str) -> Tensor:
+    if statistic == "category" and terms.num_classes is not None and size != terms.num_classes:
         raise ValueError(
-            f"{type(owner).__name__}: has {table.numel()} class weights, but the criterion has "
-            f"{terms.num_classes} classes"
+            f"{type(owner).__name__}: has {size} class weights, but the criterion has {terms.num_classes} classes"
         )
     at = terms.need(statistic, owner)
     if at.is_floating_point() or at.is_complex() or at.dtype == torch.bool:
         raise TypeError(f"{type(owner).__name__}: {statistic!r} must hold integers, got {at.dtype}")
-    try:
-        found = nn.functional.embedding(at, table.unsqueeze(-1)).squeeze(-1)
-    except IndexError as error:
-        raise ValueError(
-            f"{type(owner).__name__}: {statistic!r} must be in [0, {table.numel()}), "
-            f"got {int(at.min())}..{int(at.max())}"
-        ) from error
-    return terms.spread(found.to(terms.loss.dtype))
+    return at
+
+
+def _out_of_range(owner: object, size: int, at: Tensor, statistic: str) -> ValueError:
+    return ValueError(
+        f"{type(owner).__name__}: {statistic!r} must be in [0, {size}), got {int(at.min())}..{int(at.max())}"
+    )

@@ -122,6 +122,8 @@ def as_table(owner: object, name: str, values: Any, *, low: float = 0.0) -> Tens
     that breaks the rule.
     """
     try:
+        if isinstance(values, Tensor) and values.is_complex():
+            raise TypeError
         table = torch.as_tensor(values, dtype=torch.float64).detach().clone()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(

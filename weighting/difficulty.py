@@ -7,7 +7,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from .base import Scope, Weighting, lookup, method
+from .base import Scope, Weighting, lookup, method, tally
 from .config import check_choice, check_number, check_whole
 from .dynamics import Event
 from .functional import focal_weight, inverse_loss_weight
@@ -137,7 +137,7 @@ class InverseClassLoss(Weighting):
 
     Args:
         num_classes: Number of classes or labels C.
-        smoothing: Share of the new batch, in (0, 1]. Default 0.05 (authors' scripts).
+        smoothing: Share of the new batch, in (0, 1], or a schedule. Default 0.05 (authors' scripts).
         eps: Added to the running loss, > 0. Default 1e-5 (authors' code).
         to: ``"sum"``: weights sum to 1; ``"mean"``: they average 1.
         cadence: ``"step"`` or ``"forward"``.
@@ -169,14 +169,14 @@ class InverseClassLoss(Weighting):
         self,
         num_classes: int,
         *,
-        smoothing: float = 0.05,
+        smoothing: float | Schedule = 0.05,
         eps: float = 1e-5,
         to: Literal["sum", "mean"] = "sum",
         cadence: Literal["step", "forward"] = "step",
     ) -> None:
         super().__init__()
         self.num_classes = check_whole(self, "num_classes", num_classes, low=1)
-        self.smoothing = check_number(self, "smoothing", smoothing, low=0.0, high=1.0, open_low=True)
+        self.smoothing = check_hyper(self, "smoothing", smoothing, low=0.0, high=1.0, open_low=True)
         self.eps = check_number(self, "eps", eps, low=0.0, open_low=True)
         self.to_sum = check_choice(self, "to", to, ("sum", "mean")) == "sum"
         if check_choice(self, "cadence", cadence, ("step", "forward")) == "forward":
@@ -194,16 +194,14 @@ class InverseClassLoss(Weighting):
         return lookup(self, self.table(), terms)
 
     def observe(self, terms: LossTerms) -> None:
-        category = terms.need("category", self).reshape(-1)
         counts = terms.counts().double()
-        zeros = torch.zeros(self.num_classes, dtype=torch.float64, device=counts.device)
-        self.accumulate("loss_sum", zeros.index_add(0, category, (counts * terms.loss).reshape(-1)))
-        self.accumulate("loss_count", zeros.index_add(0, category, counts.reshape(-1)))
+        self.accumulate("loss_sum", tally(self, counts * terms.loss, terms, self.num_classes))
+        self.accumulate("loss_count", tally(self, counts, terms, self.num_classes))
 
     def commit(self, sums: dict[str, Tensor]) -> None:
         running = self.get_buffer("class_loss")
         mean = sums["loss_sum"] / sums["loss_count"].clamp_min(torch.finfo(torch.float64).tiny)
-        mixed = running + self.smoothing * (mean - running)
+        mixed = running + value_of(self.smoothing) * (mean - running)
         running.copy_(torch.where(sums["loss_count"] > 0, mixed, running))
 
     def reset(self) -> None:

@@ -101,14 +101,14 @@ class ClassCounts(Dynamic):
         owner: Name used in error messages.
     """
 
-    update_on = "fit"
-
     def __init__(self, counts: Values | None, num_classes: int | None = None, *, owner: str = "ClassCounts") -> None:
         super().__init__()
         self.owner = owner
         self.num_classes = None if num_classes is None else check_whole(owner, "num_classes", num_classes, low=1)
         self.given = counts is not None
         if counts is None:
+            self.update_on = "fit"
+            self.track_events()
             self.add_state("counts", torch.zeros(0, dtype=torch.float64))
         else:
             self.add_table("counts", self._checked("counts", counts))

@@ -1,1 +1,11 @@
-"""TODO."""
+"""The suites, by name."""
+
+from __future__ import annotations
+
+from .base import Gate, Method, Metric, Outcome, Suite, Trial
+from .digits_lt50 import DigitsLT50
+
+SUITES: dict[str, type[Suite]] = {suite.name: suite for suite in (DigitsLT50,)}
+"""Every suite the program knows."""
+
+__all__ = ["SUITES", "DigitsLT50", "Gate", "Method", "Metric", "Outcome", "Suite", "Trial"]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reweigh.weighting.config import readable
+from reweigh.weighting.config import owner_name, readable
 from reweigh.weighting.dynamics import Dynamic
 from reweigh.weighting.terms import LossTerms, mask_out
 
@@ -108,8 +108,7 @@ class Criterion(Dynamic, ABC):
             low, high = (float(edge) for edge in value.detach().aminmax())
             if not (low >= 0.0 and high < math.inf):
                 raise ValueError(
-                    f"{type(self).__name__}: sample_weight must be finite and >= 0, "
-                    f"got {high if low >= 0.0 else low:g}"
+                    f"{type(self).__name__}: sample_weight must be finite and >= 0, got {high if low >= 0.0 else low:g}"
                 )
         return value
 
@@ -143,7 +142,7 @@ def _kind(value: object) -> str:
 def upcast(owner: object, name: str, value: Any) -> Tensor:
     """A floating tensor in at least float32."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
-        raise TypeError(f"{type(owner).__name__}: {name} must be a floating-point tensor, got {_kind(value)}")
+        raise TypeError(f"{owner_name(owner)}: {name} must be a floating-point tensor, got {_kind(value)}")
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable
 from typing import Any, final
 
@@ -12,6 +13,7 @@ from torch.nn.functional import logsigmoid
 
 from reweigh.weighting.config import as_table, check_number, readable
 from reweigh.weighting.frequency import ClassTable, Values, class_table
+from reweigh.weighting.schedules import Schedule, check_hyper, value_of
 from reweigh.weighting.terms import NEUTRAL_LOG_PT, LossTerms, mask_out
 
 from ..logits import LogitTransform
@@ -25,7 +27,7 @@ class _Element(Criterion):
         self,
         weight: Values | str | ClassTable | None,
         ignore_index: int,
-        label_smoothing: float,
+        label_smoothing: float | Schedule,
         logits: LogitTransform | None,
         validate: bool,
     ) -> None:
@@ -36,7 +38,7 @@ class _Element(Criterion):
             raise TypeError(f"{type(self).__name__}: logits must be a LogitTransform, got {type(logits).__name__}")
         self.weight = None if weight is None else class_table(self, "weight", weight)
         self.ignore_index = ignore_index
-        self.label_smoothing = check_number(self, "label_smoothing", label_smoothing, low=0.0, high=1.0)
+        self.label_smoothing = check_hyper(self, "label_smoothing", label_smoothing, low=0.0, high=1.0)
         self.logits = logits
         self.validate = validate
 
@@ -74,7 +76,7 @@ class CrossEntropy(_Element):
         weight: Per-class weights: a sequence or tensor, ``"balanced"``, ``"sqrt"`` or ``"effective"`` (counts from the
             ``fit`` event), or a class table. torch's ``weight``.
         ignore_index: Targets with this value are removed.
-        label_smoothing: Share s of the uniform target, in [0, 1].
+        label_smoothing: Share s of the uniform target, in [0, 1], or a schedule.
         logits: A transform applied to the logits first (:class:`~reweigh.losses.LogitAdjustment`, ...).
         validate: Check values too, where the target is not on the CPU: that waits for the device.
 
@@ -99,7 +101,7 @@ class CrossEntropy(_Element):
         *,
         weight: Values | str | ClassTable | None = None,
         ignore_index: int = -100,
-        label_smoothing: float = 0.0,
+        label_smoothing: float | Schedule = 0.0,
         logits: LogitTransform | None = None,
         validate: bool = True,
     ) -> None:
@@ -145,17 +147,18 @@ class CrossEntropy(_Element):
                 )
         if self.logits is not None:
             logits = self.logits(logits, target, dim=dim)
-        weight = self._class_weight(classes, logits)
-        if weight is None and self.label_smoothing == 0.0:
+        weight, smoothing = self._class_weight(classes, logits), value_of(self.label_smoothing)
+        smooth = isinstance(smoothing, Tensor) or smoothing > 0.0
+        if weight is None and not smooth:
             loss = nn.functional.cross_entropy(logits, target, reduction="none")
             log_pt = -loss
         else:
             log_p = logits.log_softmax(dim)
             log_pt = log_p.gather(dim, target.unsqueeze(dim)).squeeze(dim)
             at_target = 1.0 if weight is None else weight[target]
-            loss = -(1.0 - self.label_smoothing) * at_target * log_pt
-            if self.label_smoothing:
-                share = self.label_smoothing / classes
+            loss = -(1.0 - smoothing) * at_target * log_pt
+            if smooth:
+                share = smoothing / classes
                 loss = loss - share * (log_p if weight is None else _times(_along(weight, log_p, dim), log_p)).sum(dim)
         log_qt: Tensor | None = None
         if classes == 2:
@@ -186,14 +189,17 @@ class CrossEntropy(_Element):
             away = ~valid.unsqueeze(dim)
             logits, target = logits.masked_fill(away, 0.0), target.masked_fill(away, 1.0 / classes)
         if self.validate and readable(target, wait=True) and target.numel():
-            low = float(target.min())
-            if not low >= 0.0:
-                raise ValueError(f"CrossEntropy: probability targets must be >= 0, got {low:g}")
+            low, high = (float(edge) for edge in target.detach().aminmax())
+            if not (low >= 0.0 and high < math.inf):
+                raise ValueError(
+                    f"CrossEntropy: probability targets must be finite and >= 0, got {high if low >= 0.0 else low:g}"
+                )
         hard = target.argmax(dim)
         if self.logits is not None:
             logits = self.logits(logits, hard, dim=dim)
         log_p = logits.log_softmax(dim)
-        smooth = target * (1.0 - self.label_smoothing) + self.label_smoothing / classes
+        smoothing = value_of(self.label_smoothing)
+        smooth = target * (1.0 - smoothing) + smoothing / classes
         weight = self._class_weight(classes, logits)
         weighted = smooth if weight is None else smooth * _along(weight, log_p, dim)
         present = target > 0
@@ -233,7 +239,7 @@ class BinaryCrossEntropy(_Element):
         weight: Per-label weights, as in :class:`CrossEntropy`.
         pos_weight: Weight of positives: a number, or one per label.
         ignore_index: Targets with this value are removed.
-        label_smoothing: Share s of the target 1/2, in [0, 1].
+        label_smoothing: Share s of the target 1/2, in [0, 1], or a schedule.
         logits: A transform applied to the logits first.
         validate: Check values too, where the target is not on the CPU: that waits for the device.
 
@@ -258,7 +264,7 @@ class BinaryCrossEntropy(_Element):
         weight: Values | str | ClassTable | None = None,
         pos_weight: float | Values | None = None,
         ignore_index: int = -100,
-        label_smoothing: float = 0.0,
+        label_smoothing: float | Schedule = 0.0,
         logits: LogitTransform | None = None,
         validate: bool = True,
     ) -> None:
@@ -301,7 +307,8 @@ class BinaryCrossEntropy(_Element):
         if self.logits is not None:
             logits = self.logits(logits, y, dim=dim)
         log_p, log_q = logsigmoid(logits), logsigmoid(-logits)
-        smooth = y * (1.0 - self.label_smoothing) + 0.5 * self.label_smoothing
+        smoothing = value_of(self.label_smoothing)
+        smooth = y * (1.0 - smoothing) + 0.5 * smoothing
         on_positive = smooth if self.pos_weight is None else smooth * self._pos_weight(labels, logits)
         loss = -_times(on_positive, log_p) - _times(1.0 - smooth, log_q)
         weight = self._class_weight(labels, logits)

@@ -1,0 +1,215 @@
+"""The report's figures, as self-contained SVG. Colours are Okabe and Ito's, told apart by colour-blind readers."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure as Canvas
+
+from .summary import Row, Summary, signed
+
+if TYPE_CHECKING:
+    pass
+
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
+    "#0072b2",
+    "#e69f00",
+    "#009e73",
+    "#d55e00",
+    "#cc79a7",
+    "#56b4e9",
+    "#767676",
+)
+WIDTH = 4.8
+"""Inches. Narrow, so that text stays readable when the page is shrunk to a phone."""
+STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "axes.grid": False,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "reweigh",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing and its words."""
+
+    name: str
+    title: str
+    caption: str
+    svg: str
+
+
+def figures(summary: Summary) -> list[Figure]:
+    """All figures that the runs have data for."""
+    made = [draw(summary) for draw in (differences, recall_by_class, weights_over_training)]
+    return [figure for figure in made if figure is not None]
+
+
+@contextmanager
+def _canvas(height: float) -> Iterator[tuple[Canvas, Callable[[], str]]]:
+    with mpl.rc_context(STYLE):
+        canvas = Canvas(figsize=(WIDTH, height), layout="constrained")
+
+        def render() -> str:
+            FigureCanvasSVG(canvas)
+            buffer = io.StringIO()
+            canvas.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+            text = buffer.getvalue()
+            text = text[text.index("<svg") :]
+            return re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+
+        yield canvas, render
+
+
+def differences(summary: Summary) -> Figure | None:
+    """The primary metric's paired differences: a dot per seed, mean and interval."""
+    rows, metric = summary.others, summary.suite.primary
+    if not rows:
+        return None
+    scale = 100.0 if metric.share else 1.0
+    base = {run.seed: run.metrics[metric.name] for run in summary.baseline.runs}
+    gates = {gate.method: gate.at_least for gate in summary.suite.gates if gate.metric == metric.name}
+    with _canvas(0.9 + 0.46 * len(rows)) as (canvas, render):
+        axes = canvas.add_subplot()
+        axes.axvline(0, color="black", linewidth=0.8)
+        for place, row in enumerate(rows):
+            found = row.versus[metric.name]
+            y = -float(place)
+            dots = [scale * (run.metrics[metric.name] - base[run.seed]) for run in row.runs if run.seed in base]
+            spread = np.linspace(0.04, 0.3, len(dots)) if len(dots) > 1 else np.full(1, 0.15)
+            axes.scatter(dots, y + spread, s=15, color=SKY, edgecolor="white", linewidth=0.4, zorder=2)
+            y -= 0.14
+            if found.t_low is not None and found.t_high is not None:
+                axes.plot([scale * found.t_low, scale * found.t_high], [y, y], color=BLUE, linewidth=2.4, zorder=3)
+            axes.plot(scale * found.mean, y, "o", color=BLUE, markersize=6.5, zorder=4)
+            if row.method.name in gates:
+                axes.plot(scale * gates[row.method.name], y, marker="|", color=RED, markersize=12, markeredgewidth=2)
+            note = signed(metric, found.mean)
+            axes.annotate(note, (1.01, y), xycoords=("axes fraction", "data"), va="center", ha="left", weight="bold")
+        axes.set_yticks([-float(place) for place in range(len(rows))], [_wrapped(row) for row in rows])
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(-len(rows) + 0.45, 0.55)
+        unit = "points" if metric.share else "difference"
+        axes.set_xlabel(f"{metric.label} minus that of {summary.suite.baseline.label}, {unit}")
+        svg = render()
+    promise = " A red bar marks the least that the suite promises for a method." if gates else ""
+    better = "right" if metric.higher_is_better else "left"
+    return Figure(
+        "differences",
+        f"{metric.label.capitalize()}: difference to {summary.suite.baseline.label}",
+        f"Each small dot is one repetition, the large dot the mean, the line its 95 % t interval; further {better} is "
+        f"better.{promise}",
+        svg,
+    )
+
+
+def recall_by_class(summary: Summary) -> Figure | None:
+    """Recall of each class, by its number of training samples: one panel per method, the baseline in each."""
+    rows = [row for row in summary.others if _per_class(row) is not None]
+    base = _per_class(summary.baseline)
+    if base is None or not rows:
+        return None
+    counts = summary.baseline.runs[0].details["class_counts"]
+    places = np.arange(len(counts))
+    lines = -(-len(rows) // 2)
+    with _canvas(0.55 + 1.42 * lines) as (canvas, render):
+        grid = canvas.subplots(lines, 2, sharex=True, sharey=True, squeeze=False)
+        for axes, row in zip(grid.flat, rows, strict=False):
+            mine = _per_class(row)
+            assert mine is not None
+            axes.fill_between(places, 100 * base, 100 * mine, where=mine >= base, color=SKY, alpha=0.35, linewidth=0)
+            axes.fill_between(places, 100 * base, 100 * mine, where=mine < base, color=ORANGE, alpha=0.5, linewidth=0)
+            axes.plot(places, 100 * base, color=GREY, linewidth=1.4, linestyle="--")
+            axes.plot(places, 100 * mine, color=BLUE, linewidth=1.8, marker="o", markersize=3.2)
+            axes.set_title(row.method.label, loc="left")
+            axes.set_ylim(0, 103)
+            axes.set_yticks([0, 50, 100])
+            axes.set_xticks(places, [str(count) if i % 3 == 0 else "" for i, count in enumerate(counts)])
+        for axes in list(grid.flat)[len(rows) :]:
+            axes.axis("off")
+        for axes in list(grid.flat)[max(0, len(rows) - 2) : len(rows)]:
+            axes.tick_params(labelbottom=True)
+        canvas.supxlabel("training samples of the class", fontsize=9)
+        canvas.supylabel("recall, %", fontsize=9)
+        svg = render()
+    return Figure(
+        "recall_by_class",
+        "Who gains: recall by class size",
+        f"Solid: the method. Dashed grey: {summary.suite.baseline.label}. Blue area: gain, orange area: loss. Classes "
+        "run from the most common (left) to the rarest (right); means over repetitions.",
+        svg,
+    )
+
+
+def weights_over_training(summary: Summary) -> Figure | None:
+    """How many times more a sample of a rare class counts than one of a common class, step by step."""
+    curves = [(row, curve) for row in summary.rows if (curve := _weight_ratio(row)) is not None]
+    if not curves:
+        return None
+    looks = [(BLUE, "-"), (RED, "--"), (GREEN, "-"), (PURPLE, "-."), (ORANGE, "-"), (SKY, ":")]
+    with _canvas(3.1) as (canvas, render):
+        axes = canvas.add_subplot()
+        axes.axhline(1.0, color=GREY, linewidth=1.2)
+        for place, (row, (steps, ratio)) in enumerate(curves):
+            colour, dash = looks[place % len(looks)]
+            axes.plot(steps, ratio, color=colour, linestyle=dash, linewidth=1.9, label=row.method.label)
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200) if low / 1.5 <= tick <= high * 1.5]
+        axes.set_yticks(ticks, [f"{tick:g}\N{MULTIPLICATION SIGN}" for tick in ticks])
+        axes.set_yticks([], minor=True)
+        axes.set_xlabel("training step")
+        axes.set_ylabel("weight, rare over common")
+        axes.margins(x=0.01)
+        canvas.legend(loc="outside lower center", ncols=2, frameon=False)
+        svg = render()
+    return Figure(
+        "weights",
+        "Weights over training",
+        "How many times more a training sample of the three rarest classes counts than one of the three most common "
+        f"(logarithmic; the grey line, 1\N{MULTIPLICATION SIGN}, is {summary.suite.baseline.label}). Medians over the "
+        "repetitions in which weights were recorded.",
+        svg,
+    )
+
+
+def _per_class(row: Row) -> np.ndarray[Any, Any] | None:
+    recalls = [run.details["class_recall"] for run in row.runs if "class_recall" in run.details]
+    return np.mean(recalls, axis=0) if len(recalls) == len(row.runs) else None
+
+
+def _weight_ratio(row: Row) -> tuple[list[int], np.ndarray[Any, Any]] | None:
+    recorded = [run.details["weights"] for run in row.runs if "weights" in run.details]
+    if not recorded:
+        return None
+    tail = np.array([found["tail"] for found in recorded], dtype=np.float64)
+    head = np.array([found["head"] for found in recorded], dtype=np.float64)
+    usable = np.where(head > 0, head, np.nan)
+    return recorded[0]["step"], np.array([_median(column) for column in (tail / usable).T])
+
+
+def _median(values: np.ndarray[Any, Any]) -> float:
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else float("nan")
+
+
+def _wrapped(row: Row) -> str:
+    words, lines = row.method.label.split(), [""]
+    for word in words:
+        if len(lines[-1]) + len(word) > 15 and lines[-1]:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return "\n".join(lines)

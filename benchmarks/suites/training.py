@@ -1,0 +1,154 @@
+"""What suites that train with Lightning share: quiet, deterministic, paired runs, with time and weights recorded."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from statistics import fmean, median
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler, TensorDataset
+
+from reweigh.lightning_callbacks import WeightingMonitor
+from reweigh.losses import Objective
+
+
+@contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """One thread, deterministic algorithms, a fresh random state; all as before on leaving."""
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.set_num_threads(1)
+        torch.use_deterministic_algorithms(True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+            torch.set_num_threads(threads)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence Lightning's start-up remarks and its use of what torch deprecates, and only those."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for message in (r"The '\w+_dataloader' does not have many workers", "GPU available but not used"):
+            warnings.filterwarnings("ignore", message=message)
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", category=category, module=r"pytorch_lightning\.|lightning_fabric\.")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+class EpochOrder(Sampler[list[int]]):
+    """Batches of indices whose order is a function of seed and epoch alone.
+
+    Whatever reads the loader beside the training (the counting of classes) shifts nothing, so runs stay paired.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int) -> None:
+        self.size, self.batch_size, self.seed, self.epoch = size, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.size // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(self.size, generator=generator)
+        starts = range(0, self.size, self.batch_size)
+        return iter([order[start : start + self.batch_size].tolist() for start in starts])
+
+
+class Classifier(pl.LightningModule):
+    """A network, an objective, AdamW."""
+
+    def __init__(self, net: nn.Module, objective: Objective, *, lr: float, weight_decay: float) -> None:
+        super().__init__()
+        self.net, self.objective = net, objective
+        self.lr, self.weight_decay = lr, weight_decay
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+        inputs, target = batch
+        return cast(Tensor, self.objective(self.net(inputs), target))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+
+
+class StepTimer(pl.Callback):
+    """Median wall time from one step's start to the next one's; epoch ends and start-up are outliers and drop out."""
+
+    def __init__(self) -> None:
+        self.starts: list[float] = []
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.starts.append(time.perf_counter())
+
+    @property
+    def milliseconds(self) -> float:
+        """Per step."""
+        return 1e3 * median(b - a for a, b in zip(self.starts, self.starts[1:], strict=False))
+
+
+def weight_curves(monitor: WeightingMonitor, groups: Mapping[str, Sequence[int]]) -> dict[str, list[float | None]]:
+    """Mean weight of a training term in each group of classes, each class counting the same, at every recorded step.
+
+    A window in which a class of the group was not seen has no value for it.
+    """
+    rows = [row for row in monitor.history() if any("/class_weight/" in name for name in row)]
+    curves: dict[str, list[float | None]] = {"step": [row["step"] for row in rows]}
+    for group, classes in groups.items():
+        found = [[row.get(f"reweigh/objective/class_weight/{label}") for label in classes] for row in rows]
+        curves[group] = [None if None in means else fmean(cast(list[float], means)) for means in found]
+    return curves
+
+
+def train(
+    net: nn.Module,
+    objective: Objective,
+    data: tuple[Tensor, Tensor],
+    *,
+    seed: int,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    weight_decay: float,
+    callbacks: Sequence[pl.Callback] = (),
+) -> float:
+    """Train ``net`` in place on the CPU with Lightning; returns the median milliseconds of a step."""
+    loader = DataLoader(
+        TensorDataset(*data), sampler=EpochOrder(len(data[0]), batch_size, seed), batch_size=None
+    )  # a sampler of lists: one indexing per batch
+    timer = StepTimer()
+    with quiet():
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_steps=steps,
+            max_epochs=-1,
+            callbacks=[timer, *callbacks],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(Classifier(net, objective, lr=lr, weight_decay=weight_decay), loader)
+    return timer.milliseconds

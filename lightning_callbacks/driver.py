@@ -1,0 +1,257 @@
+"""The driver: Trainer hooks become the events that dynamic weightings, schedules and logit transforms live on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any, final
+
+from torch import nn
+from torch.utils.data import WeightedRandomSampler
+
+from reweigh.weighting.base import learned_parameters
+from reweigh.weighting.config import check_whole
+from reweigh.weighting.dynamics import Dynamic, Event, drive
+from reweigh.weighting.frequency import ClassCounts, ClassTable
+
+from ._base import LightningCallback, fitting, named_dynamics, summaries
+
+
+@final
+class WeightingCallback(LightningCallback):
+    r"""Drive every dynamic weighting, schedule and logit transform found in the LightningModule. Needs no arguments.
+
+    ===============  =====================================================  ===========================================
+    event            sent from                                              index
+    ===============  =====================================================  ===========================================
+    ``step``         ``on_train_batch_end``, when an optimizer has stepped  ``trainer.global_step - 1``
+    ``epoch``        ``on_train_epoch_end``, else at the next epoch's or    ``trainer.current_epoch``
+                     batch's start
+    ``validation``   ``on_validation_epoch_end``, not the sanity check      the next one
+    ===============  =====================================================  ===========================================
+
+    Events act before ``ModelCheckpoint`` saves at the same hook, and each acts once, however often a resumed Trainer
+    repeats its hook: training that continues from any end-of-epoch checkpoint gives the same bits as training that was
+    never interrupted. All ranks send the same events; what they have seen is added in one all-reduce per event.
+
+    - A file saved on an epoch's last batch, before its validation: Lightning makes up for neither the end of the epoch
+      nor the validation. The epoch event is sent at the next epoch's start, the ``validation`` event is lost.
+    - Gradient accumulation: one ``step`` per optimizer step, also for the incomplete window that ends an epoch.
+    - LBFGS calls the closure several times per step: a step's statistics are those of all its forwards.
+    - Manual optimisation: one ``step`` per batch in which an optimizer stepped. Its index counts as
+      ``trainer.global_step`` does: with two optimizers, schedules ``by="step"`` move by two per batch.
+    - A module that was trained before, in a new Trainer: its clocks go on from where they stand.
+
+    Logged, at the Trainer's ``log_every_n_steps``: every weighting's ``summary()`` and every schedule's value, as
+    ``reweigh/<path>/<name>``, vectors as ``.../<i>``.
+
+    Warns (``UserWarning``) about what would silently do nothing or too much: nothing found in the module; a learned
+    weight that no optimizer has; an event that never came; a ``WeightedRandomSampler`` beside class weights.
+
+    State and cadence:
+        The weightings' own state lives in the module's ``state_dict``. This callback saves integers only, and those
+        only for modules that were trained before this Trainer's first step.
+
+    Args:
+        log: Whether to log.
+        max_entries: Vectors with more entries are logged as their min, mean and max. Default 16.
+
+    Example:
+        >>> import warnings, torch, pytorch_lightning as pl
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from reweigh.losses import CrossEntropy, Objective
+        >>> from reweigh.weighting import InverseClassLoss
+        >>> class Classifier(pl.LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.net = torch.nn.Linear(2, 3)
+        ...         self.loss = Objective(CrossEntropy(), InverseClassLoss(3))
+        ...     def training_step(self, batch):
+        ...         return self.loss(self.net(batch[0]), batch[1])
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.SGD(self.parameters(), lr=0.1)
+        >>> model, data = Classifier(), TensorDataset(torch.randn(6, 2), torch.tensor([0, 1, 2, 0, 1, 2]))
+        >>> trainer = pl.Trainer(max_epochs=2, callbacks=WeightingCallback(), accelerator="cpu", barebones=True)
+        >>> with warnings.catch_warnings():  # Lightning's about the size of the example
+        ...     warnings.simplefilter("ignore")
+        ...     trainer.fit(model, DataLoader(data, batch_size=2))
+        >>> model.loss.weighting.completed("step"), model.loss.weighting.completed("epoch")
+        (6, 2)
+    """
+
+    def __init__(self, log: bool = True, *, max_entries: int = 16) -> None:
+        super().__init__()
+        self.log_weights = bool(log)
+        self.max_entries = check_whole(self, "max_entries", max_entries, low=1)
+        self._found: list[tuple[str, Dynamic]] = []
+        self._offsets: dict[str, list[int]] = {}
+        self._last_step = -1
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(log=self.log_weights, max_entries=self.max_entries)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"offsets": {path: list(ahead) for path, ahead in self._offsets.items() if any(ahead)}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._offsets = {path: list(ahead) for path, ahead in state_dict["offsets"].items()}
+
+    # hooks
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if stage == "fit":
+            self._offsets = {}
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._last_step = trainer.global_step
+        self._find(trainer, pl_module)
+        for _, module in self._found:
+            # forwards of a learning-rate or batch-size search, whose steps were undone
+            for pending in module._pending.values():
+                pending.zero_()
+        if trainer.is_global_zero:
+            _warn_if_nothing(self._found)
+            _warn_if_not_optimized(trainer, pl_module)
+            _warn_if_reweighted_twice(trainer, self._found)
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self._find(trainer, pl_module)
+        self._catch_up(trainer)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self._catch_up(trainer)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step != self._last_step:
+            self._last_step = trainer.global_step
+            self._send("step", trainer.global_step - 1)
+        if self.log_weights and _logs_now(trainer):
+            values = summaries(self._found, self.max_entries)
+            if values:
+                pl_module.log_dict(values, on_step=True, on_epoch=False, sync_dist=False, batch_size=1)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self._send("epoch", trainer.current_epoch)
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if fitting(trainer):
+            drive((module for _, module in self._found), "validation")
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.is_global_zero and trainer.global_step > 0:
+            _warn_if_never_driven(self._found)
+
+    # events
+
+    def _find(self, trainer: Any, pl_module: Any) -> None:
+        self._found = list(named_dynamics(pl_module))
+        for path, module in self._found:
+            if module.tracks_events and path not in self._offsets:
+                ahead = (
+                    module.completed("step") - trainer.global_step,
+                    module.completed("epoch") - trainer.current_epoch,
+                )
+                self._offsets[path] = [max(0, n) for n in ahead]
+
+    def _catch_up(self, trainer: Any) -> None:
+        """Send the epoch event that a Trainer resumed after an epoch's last batch never repeats."""
+        epoch = trainer.current_epoch
+        behind = any(
+            module.tracks_events and module.completed("epoch") < epoch + self._offsets[path][1]
+            for path, module in self._found
+        )
+        if behind:
+            self._send("epoch", epoch - 1)
+
+    def _send(self, event: Event, index: int) -> None:
+        groups: dict[int, list[Dynamic]] = {}
+        for path, module in self._found:
+            if module.tracks_events:
+                groups.setdefault(self._offsets[path][event == "epoch"], []).append(module)
+        for ahead, modules in groups.items():
+            drive(modules, event, index=index + ahead)
+
+
+def _logs_now(trainer: Any) -> bool:
+    if trainer.barebones:
+        return False
+    # the summaries of most batches would be thrown away
+    return bool(trainer.fast_dev_run or getattr(trainer._logger_connector, "should_update_logs", True))
+
+
+def _warn_if_nothing(found: list[tuple[str, Dynamic]]) -> None:
+    if not found:
+        warnings.warn(
+            "WeightingCallback: found no objective or weighting in the LightningModule, so there is nothing to drive; "
+            "assign the objective to an attribute of the module (self.loss = ...), not to a list, dict or local name",
+            stacklevel=3,
+        )
+
+
+def _warn_if_not_optimized(trainer: Any, pl_module: Any) -> None:
+    held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
+    if held.isdisjoint(id(p) for p in pl_module.parameters()):
+        return  # no optimizer, or a strategy that optimizes copies
+    missing = {id(p) for p in learned_parameters(pl_module)} - held
+    if missing:
+        names = ", ".join(name for name, parameter in pl_module.named_parameters() if id(parameter) in missing)
+        warnings.warn(
+            f"WeightingCallback: learned weights are in no optimizer and will not change: {names}; in "
+            "configure_optimizers add the groups of objective.parameter_groups(), or pass self.parameters()",
+            stacklevel=3,
+        )
+
+
+def _warn_if_never_driven(found: list[tuple[str, Dynamic]]) -> None:
+    advice = {
+        "forward": "no training forward reached it: call the objective in training_step, in training mode",
+        "step": "no optimizer step came",
+        "epoch": "no training epoch ended",
+        "validation": "no validation ran: give the Trainer validation data, or a smaller check_val_every_n_epoch",
+    }
+    for path, module in found:
+        event = module.update_on
+        if module.tracks_events and event in advice and not module.completed(event):
+            warnings.warn(
+                f"WeightingCallback: {path} ({type(module).__name__}) changes on {event!r}, which never happened, so "
+                f"it still has its initial weights; {advice[event]}",
+                stacklevel=3,
+            )
+
+
+def _warn_if_reweighted_twice(trainer: Any, found: list[tuple[str, Dynamic]]) -> None:
+    tables = [(path, module) for path, module in found if isinstance(module, (ClassTable, ClassCounts))]
+    if tables and any(_resamples(loader) for loader in loaders(trainer.train_dataloader)):
+        path, module = tables[0]
+        warnings.warn(
+            f"WeightingCallback: the training data is drawn by a WeightedRandomSampler and {path} "
+            f"({type(module).__name__}) weighs classes as well, so rare classes count twice; keep one of the two",
+            stacklevel=3,
+        )
+
+
+def loaders(data: Any) -> Iterable[Any]:
+    """The loaders in what Lightning calls a collection of dataloaders."""
+    if isinstance(data, Mapping):
+        data = list(data.values())
+    elif hasattr(data, "flattened"):  # CombinedLoader
+        data = data.flattened
+    if isinstance(data, (list, tuple)):
+        for part in data:
+            yield from loaders(part)
+    elif data is not None:
+        yield data
+
+
+def _resamples(loader: Any) -> bool:
+    """Whether a weighted sampler is behind the loader, also when Lightning has wrapped it for several ranks."""
+    queue, seen = [loader], 0
+    while queue and seen < 16:
+        thing, seen = queue.pop(), seen + 1
+        if isinstance(thing, WeightedRandomSampler):
+            return True
+        names = ("sampler", "_sampler", "batch_sampler") if thing is loader else ("sampler", "_sampler", "dataset")
+        inner = [getattr(thing, name, None) for name in names]
+        queue += [part for part in inner if part is not None and not isinstance(part, nn.Module)]
+    return False

@@ -1,0 +1,108 @@
+"""Every registered method: a naive reference that it equals, a docstring to the template, arguments to the house rules."""
+
+import importlib.util
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from reweigh import losses, weighting
+from reweigh.weighting.conformance import TERMS, ready, train
+
+REFERENCES = Path(__file__).parent / "references"
+HEADINGS = [
+    "Weights:",
+    "State and cadence:",
+    "Use when:",
+    "Avoid when:",
+    "Deviations:",
+    "Args:",
+    "Shapes:",
+    "Example:",
+    "References:",
+]
+METHODS = [(registry, name) for registry in (weighting.registry, losses.registry) for name in registry.available()]
+IDS = [f"{registry.kind}-{name}" for registry, name in METHODS]
+
+
+def reference(name):
+    path = REFERENCES / f"{name}.py"
+    assert path.exists(), f"{name} has no naive reference: write tests/references/{name}.py"
+    spec = importlib.util.spec_from_file_location(f"reference_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", weighting.available())
+def test_weighting_equals_its_reference(name):
+    record = weighting.registry.record(name)
+    for example in record.examples:
+        batches = [TERMS[record.acts_on](seed) for seed in range(5)]
+        found = train(ready(weighting.create(name, **example)), batches)
+        rows = [
+            [
+                {
+                    "loss": terms.loss[i].item(),
+                    "p": terms.log_pt[i].exp().item(),
+                    "target": terms.target[i].item(),
+                    "category": 0 if terms.category is None else int(terms.category[i]),
+                }
+                for i in range(len(terms.loss))
+            ]
+            for terms in batches
+        ]
+        wanted = torch.tensor(reference(name).weights(rows, **example), dtype=torch.float64)
+        torch.testing.assert_close(torch.stack(found), wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", losses.available())
+def test_objective_equals_its_reference(name):
+    for example in losses.registry.record(name).examples:
+        objective = losses.create(name, **example)
+        for seed in range(3):
+            inputs = objective.example_inputs(seed=seed)
+            wanted = reference(name).loss(*(value.tolist() for value in inputs), **example)
+            torch.testing.assert_close(objective(*inputs).item(), wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("registry", "name"), METHODS, ids=IDS)
+def test_docstring_follows_the_template(registry, name):
+    text = inspect.getdoc(registry.get(name))
+    at = [text.find(f"\n{heading}\n") for heading in HEADINGS]
+    assert -1 not in at, f"missing: {[h for h, i in zip(HEADINGS, at, strict=True) if i < 0]}"
+    assert at == sorted(at)
+    assert ".. math::" in text
+    assert text.splitlines()[0].endswith(".")
+    for parameter in list(inspect.signature(registry.get(name).__init__).parameters)[1:]:
+        assert re.search(rf"^\s+{parameter}: ", text, re.M), f"{parameter} is not documented"
+
+
+@pytest.mark.parametrize(("registry", "name"), METHODS, ids=IDS)
+def test_arguments_follow_the_house_rules(registry, name):
+    parameters = list(inspect.signature(registry.get(name).__init__).parameters.values())[1:]
+    for place, parameter in enumerate(parameters):
+        assert parameter.annotation is not inspect.Parameter.empty, f"{parameter.name} has no annotation"
+        assert place == 0 or parameter.kind is inspect.Parameter.KEYWORD_ONLY, f"{parameter.name} is not keyword-only"
+
+
+@pytest.mark.parametrize(("registry", "name"), METHODS, ids=IDS)
+def test_record_names_its_defaults(registry, name):
+    record, signature = registry.record(name), inspect.signature(registry.get(name).__init__)
+    assert record.paper
+    assert record.venue
+    for parameter, (value, source) in record.defaults.items():
+        assert eval(value) == signature.parameters[parameter].default
+        assert source
+
+
+def test_same_names_mean_the_same_everywhere():
+    """gamma, weight, ignore_index ... carry one annotation across the catalogue."""
+    seen: dict[str, set[str]] = {}
+    for name in losses.available():
+        for parameter in inspect.signature(losses.registry.get(name).__init__).parameters.values():
+            seen.setdefault(parameter.name, set()).add(str(parameter.annotation))
+    for shared in ("gamma", "weight", "ignore_index", "label_smoothing", "reduction"):
+        assert len(seen.get(shared, {0})) == 1, f"{shared}: {seen[shared]}"
