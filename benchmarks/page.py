@@ -204,8 +204,8 @@ def _statistics_words(baseline: str) -> str:
         "d_z": "The mean difference measured in standard deviations of the difference: how steady the effect is.",
         "p (Holm)": "Wilcoxon signed-rank test, corrected for testing several methods at once. Small: unlikely to be "
         "chance.",
-        "time per training step": f"Relative to {baseline}, median; none: no training of its own. On a model this small most of it is Lightning's "
-        "and Python's own time.",
+        "time per training step": f"Relative to {baseline}, median; none: no training of its own. On a "
+        "model this small most of it is Lightning's and Python's own time.",
     }
     return "".join(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in words.items())
 

@@ -61,4 +61,4 @@ class Progress:
         """A seed is done."""
         self._done += runs
         if not self.console.is_terminal:
-            self.say(f"{suite}: seed {seed} done ({self._done} of {self._total})")
+            self.say(f"{suite}: seed {seed}: {runs} done ({self._done} of {self._total})")

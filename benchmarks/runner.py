@@ -57,6 +57,18 @@ def plan(suite: Suite, seeds: int, methods: Sequence[str], contents: Contents) -
     return units
 
 
+def spread(units: list[Unit], workers: int) -> list[Unit]:
+    """Split the last unit in two where it would otherwise be trained alone while other workers have nothing to do."""
+    if workers < 2 or len(units) % workers != 1:
+        return units
+    *others, last = units
+    tied = [name for name in last.methods if name == last.suite.baseline.name or not last.suite.method(name).trained]
+    free = [name for name in last.methods if name not in tied]
+    cut = max(0, len(free) - len(last.methods) // 2)
+    halves = (*tied, *free[:cut]), tuple(free[cut:])
+    return others + [Unit(last.suite, last.seed, methods) for methods in halves if methods]
+
+
 def work(unit: Unit, folder: Path, session: str) -> list[Run]:
     """Do one unit, writing each run down as soon as it is finished. Runs in a worker process."""
     suite, store = unit.suite, Store(folder)
@@ -100,8 +112,8 @@ def run(
 ) -> Contents:
     """Fill the folder with what is missing of each (suite, number of seeds, methods).
 
-    Work goes through :class:`joblib.Parallel`, so ``joblib.parallel_config(backend=...)`` around the call moves it to any
-    backend of processes that yields results as they come; the folder need not be visible there.
+    Work goes through :class:`joblib.Parallel`, so ``joblib.parallel_config(backend=...)`` around the call moves it to
+    any backend of processes that yields results as they come; the folder need not be visible there.
 
     Raises:
         StoreError: If the folder holds results that new ones cannot be compared with.
@@ -122,6 +134,7 @@ def run(
     if not missing:
         progress.say(f"all {asked} runs are there already; nothing to train")
         return contents
+    units = spread(units, workers or joblib.cpu_count())
     workers = min(workers or joblib.cpu_count(), len(units))
     session = uuid.uuid4().hex[:8]
     started = time.time()

@@ -108,8 +108,7 @@ class WeightingCallback(LightningCallback):
         self._find(trainer, pl_module)
         for _, module in self._found:
             # forwards of a learning-rate or batch-size search, whose steps were undone
-            for pending in module._pending.values():
-                pending.zero_()
+            module.discard()
         if trainer.is_global_zero:
             _warn_if_nothing(self._found)
             _warn_if_not_optimized(trainer, pl_module)

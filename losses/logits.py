@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import final
 
 from torch import Tensor, nn
@@ -145,10 +146,11 @@ class Temperature(LogitTransform):
 
 @final
 class Chain(LogitTransform):
-    """Apply several transforms, the first one first."""
+    """Apply several transforms, the first one first. ``steps`` are further ones, for YAML, which has no ``*args``."""
 
-    def __init__(self, *transforms: LogitTransform) -> None:
+    def __init__(self, *transforms: LogitTransform, steps: Sequence[LogitTransform] = ()) -> None:
         super().__init__()
+        transforms = (*transforms, *steps)
         for transform in transforms:
             if not isinstance(transform, LogitTransform):
                 raise TypeError(f"Chain: transforms must be LogitTransforms, got {type(transform).__name__}")

@@ -225,9 +225,10 @@ class Objective(Criterion):
         safe = torch.where(size > 0, size, torch.ones_like(size))
         weighted = terms.loss * weights
         value = self.reduction(weighted, weights, terms, num_items)
+        penalty = None if self.weighting is None else self.weighting.penalty(terms, weights)
         return Components(
             raw=(counts * terms.loss).sum() / safe,
-            weighted=value.sum() if value.ndim else value,
+            weighted=value.sum() if penalty is None else value.sum() + penalty,
             mean_weight=(counts * weights).sum() / safe,
             effective_sample_size=effective_sample_size(weights, counts),
             num_terms=size,

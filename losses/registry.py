@@ -6,7 +6,7 @@ from reweigh.weighting.registry import Registry
 
 from .objective import Objective
 
-registry: Registry[Objective] = Registry("objective", "reweigh.objectives")
+registry: Registry[Objective] = Registry("objective", "reweigh.objectives", Objective)
 method = registry.method
 available = registry.available
 create = registry.create

@@ -153,6 +153,19 @@ def test_workers_change_nothing_but_time(tmp_path, finished, monkeypatch):
         assert found.data_hash == alone[key].data_hash
 
 
+@pytest.mark.parametrize(
+    ("seeds", "workers", "sizes"), [(3, 2, [8, 8, 4, 4]), (4, 2, [8] * 4), (1, 1, [8]), (1, 4, [4, 4])]
+)
+def test_the_last_seed_is_shared_out(seeds, workers, sizes):
+    from reweigh.benchmarks.runner import plan, spread
+    from reweigh.benchmarks.store import Contents
+
+    units = spread(plan(DigitsLT50(), seeds, ALL, Contents()), workers)
+    assert [len(unit.methods) for unit in units] == sizes
+    assert sorted(("digits_lt50", method, unit.seed) for unit in units for method in unit.methods) == grid(seeds, ALL)
+    assert all(("ce" in unit.methods) == ("posthoc_la" in unit.methods) for unit in units)  # one training serves both
+
+
 SCRIPT = """
 import sys
 from reweigh.benchmarks.cli import main

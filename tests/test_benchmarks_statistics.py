@@ -46,6 +46,9 @@ def test_steps_of_equal_size_are_ties():
     found = paired([2 / 45, 3 / 45, 1 / 45, 1 / 45], [1 / 45, 2 / 45, 0.0, 1 / 45])
     assert (found.wins, found.ties) == (3, 1)
     assert found.p == pytest.approx(0.25)  # three equal steps up and a zero
+    assert len({(k + 1) / 45 - k / 45 for k in (1, 2, 3, 4)}) == 4  # not equal as floats
+    found = paired([2 / 45, 3 / 45, 4 / 45, 4 / 45], [1 / 45, 2 / 45, 3 / 45, 5 / 45])
+    assert found.p == pytest.approx(2 * 5 / 16)  # all ranks 2.5, three of four up
 
 
 @pytest.mark.parametrize(

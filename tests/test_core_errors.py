@@ -71,47 +71,147 @@ SOFTMAX = {
     # name: (call on a loss, error, message)
     "logits_integer": (lambda f: f(X.long(), Y), TypeError, r"logits must be a floating-point tensor, got torch.int64"),
     "logits_list": (lambda f: f([[1.0]], Y), TypeError, r"logits must be a floating-point tensor, got list"),
-    "logits_complex": (lambda f: f(X + 0j, Y), TypeError, r"logits must be a floating-point tensor, got torch.complex64"),
+    "logits_complex": (
+        lambda f: f(X + 0j, Y),
+        TypeError,
+        r"logits must be a floating-point tensor, got torch.complex64",
+    ),
     "logits_scalar": (lambda f: f(X[0, 0], Y[0]), ValueError, r"logits must have a class dimension, got a scalar"),
-    "logits_no_class": (lambda f: f(X[:, :0], Y), ValueError, r"logits must have at least one class, got shape \(4, 0\)"),
+    "logits_no_class": (
+        lambda f: f(X[:, :0], Y),
+        ValueError,
+        r"logits must have at least one class, got shape \(4, 0\)",
+    ),
     "target_length": (lambda f: f(X, Y[:2]), ValueError, r"target must have shape \(4,\).*logits \(4, 3\), got \(2,\)"),
     "target_column": (lambda f: f(X, Y[:, None]), ValueError, r"target must have shape \(4,\).*, got \(4, 1\)"),
     "target_one_hot_integers": (lambda f: f(X, B.long()), ValueError, r"target must have shape \(4,\).*, got \(4, 3\)"),
-    "target_list": (lambda f: f(X, [0, 1, 2, 0]), TypeError, r"target must be class indices or probabilities, got list"),
+    "target_list": (
+        lambda f: f(X, [0, 1, 2, 0]),
+        TypeError,
+        r"target must be class indices or probabilities, got list",
+    ),
     "target_bool": (lambda f: f(X, Y.bool()), TypeError, r"target must be class indices or .*, got torch.bool"),
     "target_complex": (lambda f: f(X, B + 0j), TypeError, r"target must be class indices or .*, got torch.complex64"),
-    "target_float_labels": (lambda f: f(X, Y.float()), ValueError, r"probability targets must have .* \(4, 3\), got \(4,\)"),
-    "label_high": (lambda f: f(X, t(0, 1, 3, 0)), ValueError, r"target must be in \[0, 3\) or ignore_index=-100, got 3"),
-    "label_low": (lambda f: f(X, t(0, -1, 2, 0)), ValueError, r"target must be in \[0, 3\) or ignore_index=-100, got -1"),
+    "target_float_labels": (
+        lambda f: f(X, Y.float()),
+        ValueError,
+        r"probability targets must have .* \(4, 3\), got \(4,\)",
+    ),
+    "label_high": (
+        lambda f: f(X, t(0, 1, 3, 0)),
+        ValueError,
+        r"target must be in \[0, 3\) or ignore_index=-100, got 3",
+    ),
+    "label_low": (
+        lambda f: f(X, t(0, -1, 2, 0)),
+        ValueError,
+        r"target must be in \[0, 3\) or ignore_index=-100, got -1",
+    ),
     "probability_negative": (lambda f: f(X, -B), ValueError, r"probability targets must be finite and >= 0, got -1"),
     "probability_nan": (lambda f: f(X, B * NAN), ValueError, r"probability targets must be finite and >= 0, got nan"),
-    "probability_infinite": (lambda f: f(X, B / 0), ValueError, r"probability targets must be finite and >= 0, got (nan|inf)"),
+    "probability_infinite": (
+        lambda f: f(X, B / 0),
+        ValueError,
+        r"probability targets must be finite and >= 0, got (nan|inf)",
+    ),
     "inputs_one": (lambda f: f(X), TypeError, r"takes \(logits, target\), got 1 inputs"),
     "inputs_three": (lambda f: f(X, Y, Y), TypeError, r"takes \(logits, target\), got 3 inputs"),
-    "mask_float": (lambda f: f(X, Y, mask=torch.ones(4)), TypeError, r"mask must be a bool tensor .*, got torch.float32"),
+    "mask_float": (
+        lambda f: f(X, Y, mask=torch.ones(4)),
+        TypeError,
+        r"mask must be a bool tensor .*, got torch.float32",
+    ),
     "mask_list": (lambda f: f(X, Y, mask=[True] * 4), TypeError, r"mask must be a bool tensor .*, got list"),
-    "mask_length": (lambda f: f(X, Y, mask=Y[:3] > 0), ValueError, r"mask must have the terms' shape \(4,\) .*, got \(3,\)"),
-    "mask_of_logits": (lambda f: f(X, Y, mask=X > 0), ValueError, r"mask must have the terms' shape \(4,\) .*, got \(4, 3\)"),
-    "weight_length": (lambda f: f(X, Y, sample_weight=torch.ones(3)), ValueError, r"sample_weight must have .* \(4,\), got \(3,\)"),
-    "weight_scalar": (lambda f: f(X, Y, sample_weight=t(1.0)[0]), ValueError, r"sample_weight must have .* \(4,\), got \(\)"),
-    "weight_negative": (lambda f: f(X, Y, sample_weight=t(1, 1, -2, 1)), ValueError, r"sample_weight must be finite and >= 0, got -2"),
-    "weight_nan": (lambda f: f(X, Y, sample_weight=t(1, NAN, 1, 1)), ValueError, r"sample_weight must be finite and >= 0, got nan"),
-    "weight_infinite": (lambda f: f(X, Y, sample_weight=t(1, math.inf, 1, 1)), ValueError, r"sample_weight must be .*, got inf"),
-    "weight_list": (lambda f: f(X, Y, sample_weight=[1] * 4), TypeError, r"sample_weight must be a real tensor, got list"),
-    "weight_complex": (lambda f: f(X, Y, sample_weight=Y + 0j), TypeError, r"sample_weight must be a real tensor, got torch.complex"),
-    "group_float": (lambda f: f(X, Y, group=Y.float()), TypeError, r"group must be an integer tensor, got torch.float32"),
+    "mask_length": (
+        lambda f: f(X, Y, mask=Y[:3] > 0),
+        ValueError,
+        r"mask must have the terms' shape \(4,\) .*, got \(3,\)",
+    ),
+    "mask_of_logits": (
+        lambda f: f(X, Y, mask=X > 0),
+        ValueError,
+        r"mask must have the terms' shape \(4,\) .*, got \(4, 3\)",
+    ),
+    "weight_length": (
+        lambda f: f(X, Y, sample_weight=torch.ones(3)),
+        ValueError,
+        r"sample_weight must have .* \(4,\), got \(3,\)",
+    ),
+    "weight_scalar": (
+        lambda f: f(X, Y, sample_weight=t(1.0)[0]),
+        ValueError,
+        r"sample_weight must have .* \(4,\), got \(\)",
+    ),
+    "weight_negative": (
+        lambda f: f(X, Y, sample_weight=t(1, 1, -2, 1)),
+        ValueError,
+        r"sample_weight must be finite and >= 0, got -2",
+    ),
+    "weight_nan": (
+        lambda f: f(X, Y, sample_weight=t(1, NAN, 1, 1)),
+        ValueError,
+        r"sample_weight must be finite and >= 0, got nan",
+    ),
+    "weight_infinite": (
+        lambda f: f(X, Y, sample_weight=t(1, math.inf, 1, 1)),
+        ValueError,
+        r"sample_weight must be .*, got inf",
+    ),
+    "weight_list": (
+        lambda f: f(X, Y, sample_weight=[1] * 4),
+        TypeError,
+        r"sample_weight must be a real tensor, got list",
+    ),
+    "weight_complex": (
+        lambda f: f(X, Y, sample_weight=Y + 0j),
+        TypeError,
+        r"sample_weight must be a real tensor, got torch.complex",
+    ),
+    "group_float": (
+        lambda f: f(X, Y, group=Y.float()),
+        TypeError,
+        r"group must be an integer tensor, got torch.float32",
+    ),
     "group_bool": (lambda f: f(X, Y, group=Y > 0), TypeError, r"group must be an integer tensor, got torch.bool"),
-    "group_length": (lambda f: f(X, Y, group=Y[:3]), ValueError, r"group must hold one integer per sample, shape \(4,\), got \(3,\)"),
-    "index_float": (lambda f: f(X, Y, index=Y.float()), TypeError, r"index must be an integer tensor, got torch.float32"),
-    "index_column": (lambda f: f(X, Y, index=Y[:, None]), ValueError, r"index must hold one integer per sample.*, got \(4, 1\)"),
+    "group_length": (
+        lambda f: f(X, Y, group=Y[:3]),
+        ValueError,
+        r"group must hold one integer per sample, shape \(4,\), got \(3,\)",
+    ),
+    "index_float": (
+        lambda f: f(X, Y, index=Y.float()),
+        TypeError,
+        r"index must be an integer tensor, got torch.float32",
+    ),
+    "index_column": (
+        lambda f: f(X, Y, index=Y[:, None]),
+        ValueError,
+        r"index must hold one integer per sample.*, got \(4, 1\)",
+    ),
     "items_zero": (lambda f: f(X, Y, num_items=0), ValueError, r"num_items: value must be finite and > 0, got 0"),
     "items_nan": (lambda f: f(X, Y, num_items=NAN), ValueError, r"num_items: value must be finite and > 0, got nan"),
     "items_text": (lambda f: f(X, Y, num_items="3"), TypeError, r"num_items: value must be a number, got '3' \(str\)"),
-    "items_vector": (lambda f: f(X, Y, num_items=torch.ones(2)), ValueError, r"num_items must be one number, got shape \(2,\)"),
-    "items_negative_tensor": (lambda f: f(X, Y, num_items=t(-2.0)), ValueError, r"num_items must be finite and >= 0, got -2"),
-    "items_nan_tensor": (lambda f: f(X, Y, num_items=t(NAN)), ValueError, r"num_items must be finite and >= 0, got nan"),
+    "items_vector": (
+        lambda f: f(X, Y, num_items=torch.ones(2)),
+        ValueError,
+        r"num_items must be one number, got shape \(2,\)",
+    ),
+    "items_negative_tensor": (
+        lambda f: f(X, Y, num_items=t(-2.0)),
+        ValueError,
+        r"num_items must be finite and >= 0, got -2",
+    ),
+    "items_nan_tensor": (
+        lambda f: f(X, Y, num_items=t(NAN)),
+        ValueError,
+        r"num_items must be finite and >= 0, got nan",
+    ),
     "statistic_list": (lambda f: f(X, Y, urgency=[1]), TypeError, r"urgency must be a tensor, got list"),
-    "statistic_length": (lambda f: f(X, Y, urgency=torch.ones(7)), ValueError, r"urgency must have .* \(4,\), got \(7,\)"),
+    "statistic_length": (
+        lambda f: f(X, Y, urgency=torch.ones(7)),
+        ValueError,
+        r"urgency must have .* \(4,\), got \(7,\)",
+    ),
 }
 SIGMOID = {
     "logits_integer": (lambda f: f(X.long(), B), TypeError, r"logits must be a floating-point tensor, got torch.int64"),
@@ -124,11 +224,27 @@ SIGMOID = {
     "target_complex": (lambda f: f(X, B + 0j), TypeError, r"target must be a real tensor, got torch.complex64"),
     "target_list": (lambda f: f(X, [1.0]), TypeError, r"target must be a real tensor, got list"),
     "inputs_one": (lambda f: f(X), TypeError, r"takes \(logits, target\), got 1 inputs"),
-    "mask_shape": (lambda f: f(X, B, mask=X[:, :2] > 0), ValueError, r"mask must have the terms' shape \(4, 3\) .*, got \(4, 2\)"),
+    "mask_shape": (
+        lambda f: f(X, B, mask=X[:, :2] > 0),
+        ValueError,
+        r"mask must have the terms' shape \(4, 3\) .*, got \(4, 2\)",
+    ),
     "mask_integer": (lambda f: f(X, B, mask=Y), TypeError, r"mask must be a bool tensor .*, got torch.int64"),
-    "weight_shape": (lambda f: f(X, B, sample_weight=torch.ones(3)), ValueError, r"sample_weight must have .* \(4, 3\) or \(4,\), got \(3,\)"),
-    "weight_negative": (lambda f: f(X, B, sample_weight=-torch.ones(4)), ValueError, r"sample_weight must be .* >= 0, got -1"),
-    "group_terms": (lambda f: f(X, B, group=B.long()), ValueError, r"group must hold one integer per sample, shape \(4,\), got \(4, 3\)"),
+    "weight_shape": (
+        lambda f: f(X, B, sample_weight=torch.ones(3)),
+        ValueError,
+        r"sample_weight must have .* \(4, 3\) or \(4,\), got \(3,\)",
+    ),
+    "weight_negative": (
+        lambda f: f(X, B, sample_weight=-torch.ones(4)),
+        ValueError,
+        r"sample_weight must be .* >= 0, got -1",
+    ),
+    "group_terms": (
+        lambda f: f(X, B, group=B.long()),
+        ValueError,
+        r"group must hold one integer per sample, shape \(4,\), got \(4, 3\)",
+    ),
 }
 SOFTMAX_LOSSES = {
     "focal": FocalLoss,
@@ -181,19 +297,39 @@ def test_sigmoid_inputs(loss, case):
 
 NUMBERS = {
     # constructor of one number, its rule in the message, values out of range
-    "Focal.gamma": (Focal, "gamma must be finite and >= 0", [-1.0, NAN, math.inf, torch.tensor(-1.0), Linear(-1.0, 1.0, duration=2)]),
+    "Focal.gamma": (
+        Focal,
+        "gamma must be finite and >= 0",
+        [-1.0, NAN, math.inf, torch.tensor(-1.0), Linear(-1.0, 1.0, duration=2)],
+    ),
     "FocalLoss.gamma": (FocalLoss, "gamma must be finite and >= 0", [-1e-9, NAN]),
     "SigmoidFocalLoss.gamma": (SigmoidFocalLoss, "gamma must be finite and >= 0", [-1.0, math.inf]),
-    "SigmoidFocalLoss.alpha": (lambda v: SigmoidFocalLoss(alpha=v), "alpha must be finite and >= 0 and <= 1", [-0.1, 1.5, NAN]),
+    "SigmoidFocalLoss.alpha": (
+        lambda v: SigmoidFocalLoss(alpha=v),
+        "alpha must be finite and >= 0 and <= 1",
+        [-0.1, 1.5, NAN],
+    ),
     "FocalLoss.alpha": (lambda v: FocalLoss(alpha=v), "alpha must be finite and >= 0", [-1.0, NAN, torch.tensor(-1.0)]),
-    "label_smoothing": (lambda v: FocalLoss(label_smoothing=v), "label_smoothing must be finite and >= 0 and <= 1", [-0.1, 1.1, NAN]),
-    "pos_weight": (lambda v: BinaryCrossEntropy(pos_weight=v), "pos_weight must be finite and >= 0", [-1.0, NAN, math.inf]),
+    "label_smoothing": (
+        lambda v: FocalLoss(label_smoothing=v),
+        "label_smoothing must be finite and >= 0 and <= 1",
+        [-0.1, 1.1, NAN],
+    ),
+    "pos_weight": (
+        lambda v: BinaryCrossEntropy(pos_weight=v),
+        "pos_weight must be finite and >= 0",
+        [-1.0, NAN, math.inf],
+    ),
     "EffectiveNumber.beta": (
         lambda v: EffectiveNumber([1, 2], beta=v),
         "beta must be finite and >= 0 and < 1",
         [-0.1, 1.0, NAN, Linear(0.0, 1.0, duration=2)],
     ),
-    "InverseFrequency.power": (lambda v: InverseFrequency([1, 2], power=v), "power must be finite and >= 0", [-1.0, NAN]),
+    "InverseFrequency.power": (
+        lambda v: InverseFrequency([1, 2], power=v),
+        "power must be finite and >= 0",
+        [-1.0, NAN],
+    ),
     "LogitAdjustment.tau": (lambda v: LogitAdjustment([1, 2], tau=v), "tau must be finite and >= 0", [-1.0, math.inf]),
     "Temperature": (Temperature, "temperature must be finite and > 0", [0.0, -1.0, NAN]),
     "PositiveBalance": (PositiveBalance, "alpha must be finite and >= 0 and <= 1", [-0.5, 2.0]),
@@ -204,7 +340,11 @@ NUMBERS = {
     "clip.min": (lambda v: Focal().clip(min=v), "Clip: min must be finite and >= 0", [-1.0, NAN]),
     "clip.max": (lambda v: Focal().clip(max=v), "Clip: max must be finite and >= 0", [-1.0, math.inf]),
     "ema.beta": (lambda v: Focal().ema(v, 3), "EMA: beta must be finite and >= 0 and < 1", [-0.1, 1.0, NAN]),
-    "smoothing": (lambda v: InverseClassLoss(2, smoothing=v), "smoothing must be finite and > 0 and <= 1", [0.0, 1.5, NAN]),
+    "smoothing": (
+        lambda v: InverseClassLoss(2, smoothing=v),
+        "smoothing must be finite and > 0 and <= 1",
+        [0.0, 1.5, NAN],
+    ),
     "eps": (lambda v: InverseClassLoss(2, eps=v), "eps must be finite and > 0", [0.0, -1.0]),
     "Linear.end": (lambda v: Linear(0.0, v, duration=2), "end must be finite", [math.inf, NAN]),
     "Between.low": (lambda v: Between("loss", low=v), "low must be finite", [NAN, -math.inf]),
@@ -212,7 +352,9 @@ NUMBERS = {
 }
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, row in NUMBERS.items() for value in row[2]], ids=str)
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, row in NUMBERS.items() for value in row[2]], ids=str
+)
 def test_numbers_out_of_range(name, value):
     make, rule, _ = NUMBERS[name]
     refused(lambda: make(value), ValueError, f"{rule}, got ")
@@ -260,7 +402,11 @@ def test_tables(name, value, error, rule):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: FocalLoss(alpha="ballanced"), ValueError, r"alpha must be one of 'balanced', 'sqrt', 'effective', got 'ballanced'"),
+        (
+            lambda: FocalLoss(alpha="ballanced"),
+            ValueError,
+            r"alpha must be one of 'balanced', 'sqrt', 'effective', got 'ballanced'",
+        ),
         (lambda: FocalLoss(weight="ballanced"), ValueError, r"weight must be one of .*, got 'ballanced'"),
         (lambda: FocalLoss(ignore_index=1.5), TypeError, r"ignore_index must be an integer, got 1.5"),
         (lambda: FocalLoss(ignore_index=None), TypeError, r"ignore_index must be an integer, got None"),
@@ -268,7 +414,11 @@ def test_tables(name, value, error, rule):
         (lambda: FocalLoss(reduction=["mean"]), ValueError, r"reduction must be one of .*, got \['mean'\]"),
         (lambda: InverseFrequency([0, 0]), ValueError, r"counts must hold at least one positive number, got all zeros"),
         (lambda: InverseFrequency([1, 2], num_classes=3), ValueError, r"counts must have num_classes=3 entries, got 2"),
-        (lambda: InverseFrequency([1, 2], normalize="mean"), ValueError, r"normalize must be one of 'classes', .*, got 'mean'"),
+        (
+            lambda: InverseFrequency([1, 2], normalize="mean"),
+            ValueError,
+            r"normalize must be one of 'classes', .*, got 'mean'",
+        ),
         (lambda: EffectiveNumber(num_classes=0), ValueError, r"EffectiveNumber: num_classes must be >= 1, got 0"),
         (lambda: CrossEntropy(logits=nn.ReLU()), TypeError, r"logits must be a LogitTransform, got ReLU"),
         (lambda: Chain(nn.ReLU()), TypeError, r"transforms must be LogitTransforms, got ReLU"),
@@ -276,12 +426,28 @@ def test_tables(name, value, error, rule):
         (lambda: FromLoss("torch.nothing"), ValueError, r"fn must be importable, got 'torch.nothing'"),
         (lambda: FromLoss("l1_loss"), ValueError, r"fn must be importable, got 'l1_loss'"),
         (lambda: FromLoss(3), TypeError, r"fn must be callable or a dotted path, got int"),
-        (lambda: Objective(nn.L1Loss()), TypeError, r"criterion must be a Criterion, got L1Loss; wrap a loss function in FromLoss"),
+        (
+            lambda: Objective(nn.L1Loss()),
+            TypeError,
+            r"criterion must be a Criterion, got L1Loss; wrap a loss function in FromLoss",
+        ),
         (lambda: Objective(3), TypeError, r"criterion must be a Criterion, got int"),
         (lambda: Objective(CrossEntropy(), 3.0), TypeError, r"weighting must be a Weighting or None, got float"),
-        (lambda: Objective(L1, Focal()), TypeError, r"Focal needs 'log_pt', which FromLoss does not provide \(it provides 'loss'\)"),
-        (lambda: Objective(L1, (2 * Focal()).clip(max=1).normalize()), TypeError, r"Focal needs 'log_pt', which FromLoss"),
-        (lambda: Objective(L1, Constant().normalize(over="class")), TypeError, r"Normalize needs 'category', which FromLoss"),
+        (
+            lambda: Objective(L1, Focal()),
+            TypeError,
+            r"Focal needs 'log_pt', which FromLoss does not provide \(it provides 'loss'\)",
+        ),
+        (
+            lambda: Objective(L1, (2 * Focal()).clip(max=1).normalize()),
+            TypeError,
+            r"Focal needs 'log_pt', which FromLoss",
+        ),
+        (
+            lambda: Objective(L1, Constant().normalize(over="class")),
+            TypeError,
+            r"Normalize needs 'category', which FromLoss",
+        ),
         (lambda: Objective(L1, Constant().ema(0.5, 3)), TypeError, r"EMA needs 'category', which FromLoss"),
         (lambda: Objective(FocalLoss(), Focal()), TypeError, r"Focal needs 'log_pt', which FocalLoss does not provide"),
         (lambda: Product(), ValueError, r"Product: needs at least one factor, got none"),
@@ -305,16 +471,28 @@ def test_tables(name, value, error, rule):
         (lambda: Focal().ema(0.5, 0), ValueError, r"num_slots must be >= 1, got 0"),
         (lambda: Focal().ema(0.5, 3, by="sample"), ValueError, r"by must be one of 'category', .*, got 'sample'"),
         (lambda: Linear(0, 1, duration=1, delay=-1), ValueError, r"delay must be >= 0, got -1"),
-        (lambda: Piecewise([0.0, 1.0], [1, 2]), ValueError, r"milestones must be increasing and one fewer than values, got \[1, 2\] for 2"),
+        (
+            lambda: Piecewise([0.0, 1.0], [1, 2]),
+            ValueError,
+            r"milestones must be increasing and one fewer than values, got \[1, 2\] for 2",
+        ),
         (lambda: Piecewise([0.0, 1.0, 2.0], [2, 1]), ValueError, r"milestones must be increasing .*, got \[2, 1\]"),
         (lambda: InverseClassLoss(0), ValueError, r"num_classes must be >= 1, got 0"),
         (lambda: InverseClassLoss(2.5), TypeError, r"num_classes must be an integer, got 2.5"),
         (lambda: InverseClassLoss(2, to="max"), ValueError, r"to must be one of 'sum', 'mean', got 'max'"),
-        (lambda: InverseClassLoss(2, cadence="epoch"), ValueError, r"cadence must be one of 'step', 'forward', got 'epoch'"),
+        (
+            lambda: InverseClassLoss(2, cadence="epoch"),
+            ValueError,
+            r"cadence must be one of 'step', 'forward', got 'epoch'",
+        ),
         (lambda: FocalLoss(2.0, 0.25), TypeError, r"takes from 1 to 2 positional arguments but 3 were given"),
         (lambda: FocalLoss(gama=2.0), TypeError, r"unexpected keyword argument 'gama'"),
         (lambda: losses.create("fokal"), ValueError, r"no objective is called 'fokal'; did you mean 'focal'"),
-        (lambda: weighting.create("inverse_freq"), ValueError, r"no weighting is called 'inverse_freq'; did you mean 'inverse_frequency'"),
+        (
+            lambda: weighting.create("inverse_freq"),
+            ValueError,
+            r"no weighting is called 'inverse_freq'; did you mean 'inverse_frequency'",
+        ),
     ],
 )
 def test_constructors(make, error, message):
@@ -324,38 +502,154 @@ def test_constructors(make, error, message):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: FocalLoss(alpha=[1.0, 2.0])(X, Y), ValueError, r"has 2 class weights, but the criterion has 3 classes"),
-        (lambda: FocalLoss(alpha=[1.0, 2.0])(X, B), ValueError, r"has 2 class weights, but the criterion has 3 classes"),
+        (
+            lambda: FocalLoss(alpha=[1.0, 2.0])(X, Y),
+            ValueError,
+            r"has 2 class weights, but the criterion has 3 classes",
+        ),
+        (
+            lambda: FocalLoss(alpha=[1.0, 2.0])(X, B),
+            ValueError,
+            r"has 2 class weights, but the criterion has 3 classes",
+        ),
         (lambda: FocalLoss(weight=[1.0, 2.0])(X, Y), ValueError, r"weight must have one entry per class \(3\), got 2"),
-        (lambda: Objective(BinaryCrossEntropy(weight=[1.0, 2.0]))(X, B), ValueError, r"weight must have one entry per class \(3\), got 2"),
-        (lambda: Objective(BinaryCrossEntropy(pos_weight=[1.0, 2.0]))(X, B), ValueError, r"pos_weight must be one number or one per label \(3\), got 2"),
-        (lambda: Objective(CrossEntropy(logits=LogitAdjustment([1, 2])))(X, Y), ValueError, r"has counts of 2 classes, but the logits have 3 along dimension 1"),
-        (lambda: Objective(CrossEntropy(logits=BalancedSoftmax([1, 2])))(X, Y), ValueError, r"has counts of 2 classes, but the logits have 3"),
-        (lambda: functional.posthoc_logit_adjustment(X, [1, 2]), ValueError, r"has counts of 2 classes, but the logits have 3 along dimension -1"),
-        (lambda: FocalLoss(alpha="balanced")(X, Y), ValueError, r"InverseFrequency: counts are not known yet; .*update\('fit', class_counts=...\)"),
+        (
+            lambda: Objective(BinaryCrossEntropy(weight=[1.0, 2.0]))(X, B),
+            ValueError,
+            r"weight must have one entry per class \(3\), got 2",
+        ),
+        (
+            lambda: Objective(BinaryCrossEntropy(pos_weight=[1.0, 2.0]))(X, B),
+            ValueError,
+            r"pos_weight must be one number or one per label \(3\), got 2",
+        ),
+        (
+            lambda: Objective(CrossEntropy(logits=LogitAdjustment([1, 2])))(X, Y),
+            ValueError,
+            r"has counts of 2 classes, but the logits have 3 along dimension 1",
+        ),
+        (
+            lambda: Objective(CrossEntropy(logits=BalancedSoftmax([1, 2])))(X, Y),
+            ValueError,
+            r"has counts of 2 classes, but the logits have 3",
+        ),
+        (
+            lambda: functional.posthoc_logit_adjustment(X, [1, 2]),
+            ValueError,
+            r"has counts of 2 classes, but the logits have 3 along dimension -1",
+        ),
+        (
+            lambda: FocalLoss(alpha="balanced")(X, Y),
+            ValueError,
+            r"InverseFrequency: counts are not known yet; .*update\('fit', class_counts=...\)",
+        ),
         (lambda: FocalLoss(weight="effective")(X, Y), ValueError, r"EffectiveNumber: counts are not known yet"),
-        (lambda: Objective(CrossEntropy(logits=LogitAdjustment()))(X, Y), ValueError, r"LogitAdjustment: counts are not known yet"),
-        (lambda: Objective(CrossEntropy(), Focal().normalize(over="group"))(X, Y), ValueError, r"Normalize: 'group' is missing; pass group= when calling"),
-        (lambda: Objective(CrossEntropy(), Focal().pooled("group"))(X, Y), ValueError, r"Pooled: 'group' is missing; pass group= when calling"),
-        (lambda: Objective(CrossEntropy(), None, "group_mean")(X, Y), ValueError, r"group_mean: 'group' is missing; pass group= when calling"),
-        (lambda: Objective(CrossEntropy(), Between("urgency", low=0.0))(X, Y), ValueError, r"Between: 'urgency' is missing; pass urgency= when calling"),
-        (lambda: Objective(CrossEntropy(), Between("index", low=0.0))(X, Y), ValueError, r"Between: 'index' is missing; pass index= when calling"),
-        (lambda: Objective(CrossEntropy(), Focal().ema(0.5, 3, by="group"))(X, Y), ValueError, r"EMA: 'group' is missing; pass group="),
-        (lambda: Objective(CrossEntropy(), Focal().ema(0.5, 3, by="group"))(X, Y, group=t(0, 5, 1, 2)), ValueError, r"EMA: 'group' must be in \[0, 3\), got 0..5"),
-        (lambda: Objective(CrossEntropy(), Focal().ema(0.5, 3, by="group"))(X, Y, group=t(0, -1, 1, 2)), ValueError, r"EMA: 'group' must be in \[0, 3\), got -1..2"),
-        (lambda: Objective(CrossEntropy(), Focal().ema(0.5, 2))(X, Y), ValueError, r"EMA: has 2 class weights, but the criterion has 3 classes"),
-        (lambda: Objective(BinaryCrossEntropy(), Focal().ema(0.5, 2, by="position"))(X, B), ValueError, r"EMA: 'position' must be in \[0, 2\), got 0..2"),
-        (lambda: Objective(CrossEntropy(), InverseClassLoss(2))(X, Y), ValueError, r"InverseClassLoss: has 2 class weights, but the criterion has 3 classes"),
-        (lambda: Objective(CrossEntropy(), InverseClassLoss(5))(X, Y), ValueError, r"InverseClassLoss: has 5 class weights, but the criterion has 3 classes"),
-        (lambda: Objective(CrossEntropy(), WrongShape())(X, Y), ValueError, r"WrongShape: weights must broadcast to the terms' shape \(4,\), got \(7,\)"),
-        (lambda: Objective(CrossEntropy(), NotATensor())(X, Y), TypeError, r"NotATensor: weigh must return a tensor, got float"),
-        (lambda: Objective(CrossEntropy(), Charging(), "none")(X, Y), ValueError, r"a weighting with a penalty needs a scalar reduction, not 'none'"),
-        (lambda: Objective(FocalLoss(), None, "sequence_mean")(X, Y), ValueError, r"'sequence_mean' needs loss terms with at least one dimension"),
-        (lambda: Objective(FromLoss(nn.L1Loss()))(X, X), ValueError, r'fn must return one loss per element \(reduction="none"\), got a scalar'),
+        (
+            lambda: Objective(CrossEntropy(logits=LogitAdjustment()))(X, Y),
+            ValueError,
+            r"LogitAdjustment: counts are not known yet",
+        ),
+        (
+            lambda: Objective(CrossEntropy(), Focal().normalize(over="group"))(X, Y),
+            ValueError,
+            r"Normalize: 'group' is missing; pass group= when calling",
+        ),
+        (
+            lambda: Objective(CrossEntropy(), Focal().pooled("group"))(X, Y),
+            ValueError,
+            r"Pooled: 'group' is missing; pass group= when calling",
+        ),
+        (
+            lambda: Objective(CrossEntropy(), None, "group_mean")(X, Y),
+            ValueError,
+            r"group_mean: 'group' is missing; pass group= when calling",
+        ),
+        (
+            lambda: Objective(CrossEntropy(), Between("urgency", low=0.0))(X, Y),
+            ValueError,
+            r"Between: 'urgency' is missing; pass urgency= when calling",
+        ),
+        (
+            lambda: Objective(CrossEntropy(), Between("index", low=0.0))(X, Y),
+            ValueError,
+            r"Between: 'index' is missing; pass index= when calling",
+        ),
+        (
+            lambda: Objective(CrossEntropy(), Focal().ema(0.5, 3, by="group"))(X, Y),
+            ValueError,
+            r"EMA: 'group' is missing; pass group=",
+        ),
+        (
+            lambda: Objective(CrossEntropy(), Focal().ema(0.5, 3, by="group"))(X, Y, group=t(0, 5, 1, 2)),
+            ValueError,
+            r"EMA: 'group' must be in \[0, 3\), got 0..5",
+        ),
+        (
+            lambda: Objective(CrossEntropy(), Focal().ema(0.5, 3, by="group"))(X, Y, group=t(0, -1, 1, 2)),
+            ValueError,
+            r"EMA: 'group' must be in \[0, 3\), got -1..2",
+        ),
+        (
+            lambda: Objective(CrossEntropy(), Focal().ema(0.5, 2))(X, Y),
+            ValueError,
+            r"EMA: has 2 class weights, but the criterion has 3 classes",
+        ),
+        (
+            lambda: Objective(BinaryCrossEntropy(), Focal().ema(0.5, 2, by="position"))(X, B),
+            ValueError,
+            r"EMA: 'position' must be in \[0, 2\), got 0..2",
+        ),
+        (
+            lambda: Objective(CrossEntropy(), InverseClassLoss(2))(X, Y),
+            ValueError,
+            r"InverseClassLoss: has 2 class weights, but the criterion has 3 classes",
+        ),
+        (
+            lambda: Objective(CrossEntropy(), InverseClassLoss(5))(X, Y),
+            ValueError,
+            r"InverseClassLoss: has 5 class weights, but the criterion has 3 classes",
+        ),
+        (
+            lambda: Objective(CrossEntropy(), WrongShape())(X, Y),
+            ValueError,
+            r"WrongShape: weights must broadcast to the terms' shape \(4,\), got \(7,\)",
+        ),
+        (
+            lambda: Objective(CrossEntropy(), NotATensor())(X, Y),
+            TypeError,
+            r"NotATensor: weigh must return a tensor, got float",
+        ),
+        (
+            lambda: Objective(CrossEntropy(), Charging(), "none")(X, Y),
+            ValueError,
+            r"a weighting with a penalty needs a scalar reduction, not 'none'",
+        ),
+        (
+            lambda: Objective(FocalLoss(), None, "sequence_mean")(X, Y),
+            ValueError,
+            r"'sequence_mean' needs loss terms with at least one dimension",
+        ),
+        (
+            lambda: Objective(FromLoss(nn.L1Loss()))(X, X),
+            ValueError,
+            r'fn must return one loss per element \(reduction="none"\), got a scalar',
+        ),
         (lambda: Objective(FromLoss(lambda a, b: 3))(X, X), TypeError, r"fn must return a tensor, got int"),
-        (lambda: Objective(L1)(X, X, mask=torch.ones(9, dtype=torch.bool)), ValueError, r"mask must have the terms' shape \(4, 3\) .*, got \(9,\)"),
-        (lambda: functional.sigmoid_focal_loss_star(X, B[:1]), ValueError, r"target must have the logits' shape \(4, 3\), got \(1, 3\)"),
-        (lambda: functional.sigmoid_focal_loss_star(X.long(), B), TypeError, r"logits must be a floating-point tensor, got torch.int64"),
+        (
+            lambda: Objective(L1)(X, X, mask=torch.ones(9, dtype=torch.bool)),
+            ValueError,
+            r"mask must have the terms' shape \(4, 3\) .*, got \(9,\)",
+        ),
+        (
+            lambda: functional.sigmoid_focal_loss_star(X, B[:1]),
+            ValueError,
+            r"target must have the logits' shape \(4, 3\), got \(1, 3\)",
+        ),
+        (
+            lambda: functional.sigmoid_focal_loss_star(X.long(), B),
+            TypeError,
+            r"logits must be a floating-point tensor, got torch.int64",
+        ),
         (lambda: functional.sigmoid_focal_loss_star(X, [1.0]), TypeError, r"target must be a real tensor, got list"),
     ],
 )

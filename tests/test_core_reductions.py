@@ -420,10 +420,7 @@ def test_a_bare_outer_level_changes_nothing(reduction):
         {"mask": data["mask"], "group": data["group"], "sample_weight": data["times"]},
     )
     inner = Objective(CrossEntropy(weight=CLASS_WEIGHT), Focal(1.0), reduction)
-    if reduction == "none":
-        outer = Objective(inner, None, "none")
-    else:
-        outer = Objective(inner, None, "mean")
+    outer = Objective(inner, None, "none" if reduction == "none" else "mean")
     torch.testing.assert_close(outer(*args, **meta), inner(*args, **meta), rtol=1e-13, atol=0)
 
 

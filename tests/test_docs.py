@@ -27,3 +27,10 @@ def test_links_between_files_lead_somewhere():
     for page in PAGES:
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_the_readme_shows_the_committed_results():
+    from reweigh.benchmarks.publish import readme_with, table
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme_with(table("digits_lt50"), text) == text, "run: python -m reweigh.benchmarks.publish DIR"

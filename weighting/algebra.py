@@ -81,11 +81,11 @@ class Constant(Weighting):
 
 @final
 class Product(_Node):
-    """``a * b``: weights multiplied."""
+    """``a * b``: weights multiplied. ``operands`` are further factors, for YAML, which has no ``*args``."""
 
-    def __init__(self, *factors: Weighting | float) -> None:
-        super().__init__([as_weighting(factor) for factor in factors])
-        if not factors:
+    def __init__(self, *factors: Weighting | float, operands: Sequence[Weighting | float] = ()) -> None:
+        super().__init__([as_weighting(factor) for factor in (*factors, *operands)])
+        if not self.operands:
             raise ValueError("Product: needs at least one factor, got none")
         self.scope = widest([factor.scope for factor in self.parts()])
 
@@ -99,11 +99,11 @@ class Product(_Node):
 
 @final
 class Sum(_Node):
-    """``a + b``: weights added."""
+    """``a + b``: weights added. ``operands`` are further summands, for YAML, which has no ``*args``."""
 
-    def __init__(self, *summands: Weighting | float) -> None:
-        super().__init__([as_weighting(summand) for summand in summands])
-        if not summands:
+    def __init__(self, *summands: Weighting | float, operands: Sequence[Weighting | float] = ()) -> None:
+        super().__init__([as_weighting(summand) for summand in (*summands, *operands)])
+        if not self.operands:
             raise ValueError("Sum: needs at least one summand, got none")
         self.scope = _entangled([summand.scope for summand in self.parts()])
 

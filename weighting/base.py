@@ -146,7 +146,7 @@ class Weighting(Dynamic, ABC):
         return Frozen(self)
 
 
-registry: Registry[Weighting] = Registry("weighting", "reweigh.weightings")
+registry: Registry[Weighting] = Registry("weighting", "reweigh.weightings", Weighting)
 method = registry.method
 available = registry.available
 create = registry.create

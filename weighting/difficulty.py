@@ -153,7 +153,7 @@ class InverseClassLoss(Weighting):
         >>> _ = objective(torch.tensor([[0.0, -3.0]]), torch.tensor([[1.0, 0.0]]))
         >>> objective.update("step")
         >>> weighting.summary()["class_weight"]
-        tensor([0.1311, 1.8689], dtype=torch.float64)
+        tensor([0.1310, 1.8690], dtype=torch.float64)
 
     References:
         S. F. Yilmaz, E. B. Kaynak, A. Koc, H. Dibeklioglu, S. S. Kozat, "Multi-Label Sentiment Analysis on 100

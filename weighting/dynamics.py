@@ -125,10 +125,14 @@ class Dynamic(Configured, nn.Module):
     def refresh(self, event: Event, **signals: Any) -> None:
         """React to an event, after what was pending has been committed."""
 
-    def reset(self) -> None:
-        """Forget what was learned from the data: events, sums and (in subclasses) state."""
+    def discard(self) -> None:
+        """Drop what this rank has seen since the last commit, as after steps that were undone."""
         for pending in self._pending.values():
             pending.zero_()
+
+    def reset(self) -> None:
+        """Forget what was learned from the data: events, sums and (in subclasses) state."""
+        self.discard()
         if self.tracks_events:
             self.get_buffer("clock").zero_()
             self._ticks = None
@@ -140,8 +144,9 @@ class Dynamic(Configured, nn.Module):
 
         Args:
             event: ``"fit"``, ``"forward"``, ``"step"``, ``"epoch"`` or ``"validation"``.
-            index: Number of the step, epoch or validation that has just ended, from 0. An index that was seen before
-                changes nothing, so an update may be sent twice. Without it the event counts as the next one.
+            index: Number of the step, epoch or validation that has just ended, from 0, over the module's whole life:
+                one that was seen before changes nothing, so an update may be sent twice, and a loop that starts
+                counting anew on a trained module must :meth:`reset` it. Without an index the event counts as the next.
             **signals: What the event brings (for ``fit``: ``class_counts``).
         """
         drive(dynamics(self), event, index=index, **signals)
@@ -171,6 +176,7 @@ class Dynamic(Configured, nn.Module):
         error_msgs: list[str],
     ) -> None:
         self._ticks = None
+        self.discard()  # it belongs to the trajectory that is being left
         absent = [
             name
             for name in self._exact
@@ -221,8 +227,7 @@ def drive(modules: Iterable[Dynamic], event: Event, *, index: int | None = None,
         collecting = [module for module in due if module._pending]
         for module, sums in zip(collecting, _gather(collecting), strict=True):
             module.commit(sums)
-            for pending in module._pending.values():
-                pending.zero_()
+            module.discard()
     for module in due:
         module.refresh(event, **signals)
         module._tick(event, index)

@@ -35,7 +35,7 @@ class ClassTable(Weighting):
         return lookup(self, self.table(), terms)
 
     def summary(self) -> dict[str, Tensor]:
-        return {"class_weight": self.table()}
+        return {"class_weight": self.table().clone()}
 
 
 @method(
@@ -307,7 +307,7 @@ class EffectiveNumber(CountTable):
 
     Example:
         >>> EffectiveNumber([90, 10], beta=0.9).table()
-        tensor([0.7887, 1.2113], dtype=torch.float64)
+        tensor([0.7889, 1.2111], dtype=torch.float64)
 
     References:
         Y. Cui, M. Jia, T.-Y. Lin, Y. Song, S. Belongie, "Class-Balanced Loss Based on Effective Number of Samples",

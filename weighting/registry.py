@@ -39,10 +39,11 @@ class Registry(Generic[T]):
     Args:
         kind: Word for error messages.
         group: Entry-point group that is loaded on first use. Each entry point names a class.
+        base: What those classes derive from.
     """
 
-    def __init__(self, kind: str, group: str) -> None:
-        self.kind, self.group = kind, group
+    def __init__(self, kind: str, group: str, base: type[Any] = object) -> None:
+        self.kind, self.group, self.base = kind, group, base
         self._classes: dict[str, type[T]] = {}
         self._methods: dict[str, Method] = {}
         self._loaded = False
@@ -96,11 +97,17 @@ class Registry(Generic[T]):
         self._loaded = True
         for entry in entry_points(group=self.group):
             try:
-                cls = entry.load()
+                loaded: Any = entry.load()
+                if not (isinstance(loaded, type) and issubclass(loaded, self.base)):
+                    raise TypeError(f"it must name a class derived from {self.base.__name__}, got {loaded!r}")
             except Exception as error:
                 warnings.warn(
                     f"{self.kind} plugin {entry.name!r} ({entry.value}) cannot be loaded: {error}", stacklevel=3
                 )
                 continue
-            if not any(known is cls for known in self._classes.values()):
-                self.add(cls, Method(name=entry.name, paper="none", venue=f"plugin {entry.value}"))
+            if not any(known is loaded for known in self._classes.values()):
+                try:
+                    self.add(loaded, Method(name=entry.name, paper="none", venue=f"plugin {entry.value}"))
+                except ValueError:
+                    self._loaded = False  # a clash is an error every time, not only for the first who asks
+                    raise

@@ -72,8 +72,9 @@ class DigitsLT50(Suite):
         "training samples out.",
         "The test set has as many samples of every class, so plain accuracy equals balanced accuracy here. Accuracy at "
         "training frequencies is what you would measure if rare classes stayed as rare as in training.",
-        "Hyper-parameters were chosen once, on validation data, for plain cross-entropy, and are the same for all "
-        "methods.",
+        "Learning rate, weight decay and batch size were chosen once, on validation data, for plain cross-entropy, and "
+        "are the same for all methods. The other settings are the usual ones; that class-weighted means divide by the "
+        "sum of the weights was chosen on validation data, too.",
         "Post-hoc logit adjustment corrects the finished cross-entropy model and needs no training: a method that "
         "does not beat it has no case on this data.",
         "Balanced softmax and logit adjustment act on the logits, not on weights, and so have no weight curve.",

@@ -287,14 +287,14 @@ class BinaryCrossEntropy(_Element):
                 f"BinaryCrossEntropy: target must have the logits' shape {tuple(logits.shape)}, "
                 f"got {tuple(target.shape)}"
             )
-        hard = not target.is_floating_point()
         kept = target != self.ignore_index
         valid = self._only_valid(kept if mask is None else kept & expand_mask(self, mask, logits.shape))
         y = target.to(logits.dtype)
         if valid is not None:
             logits, y = logits.masked_fill(~valid, 0.0), y.masked_fill(~valid, 0.0)
-        if self.validate and readable(y, wait=True) and y.numel():
-            low, high = (float(edge) for edge in y.aminmax())
+        hard = self._is_hard(target, y)
+        if self.validate and not (hard and target.is_floating_point()) and readable(y, wait=True) and y.numel():
+            low, high = (float(edge) for edge in y.detach().aminmax())
             if not (low >= 0.0 and high <= 1.0):
                 raise ValueError(
                     f"BinaryCrossEntropy: target must be in [0, 1] or ignore_index={self.ignore_index}, "
@@ -306,15 +306,23 @@ class BinaryCrossEntropy(_Element):
         place = place.expand(logits.shape) if logits.ndim > 1 else torch.zeros_like(logits, dtype=torch.int64)
         if self.logits is not None:
             logits = self.logits(logits, y, dim=dim)
-        log_p, log_q = logsigmoid(logits), logsigmoid(-logits)
         smoothing = value_of(self.label_smoothing)
-        smooth = y * (1.0 - smoothing) + 0.5 * smoothing
-        on_positive = smooth if self.pos_weight is None else smooth * self._pos_weight(labels, logits)
-        loss = -_times(on_positive, log_p) - _times(1.0 - smooth, log_q)
+        if hard and not isinstance(smoothing, Tensor) and smoothing == 0.0:
+            margin = logits * (2.0 * y - 1.0)
+            log_pt = logsigmoid(margin)
+            log_qt = logsigmoid(-margin)
+            loss = -log_pt
+            if self.pos_weight is not None:
+                loss = loss * torch.where(y > 0, self._pos_weight(labels, logits), 1.0)
+        else:
+            log_p, log_q = logsigmoid(logits), logsigmoid(-logits)
+            smooth = y * (1.0 - smoothing) + 0.5 * smoothing
+            on_positive = smooth if self.pos_weight is None else smooth * self._pos_weight(labels, logits)
+            loss = -_times(on_positive, log_p) - _times(1.0 - smooth, log_q)
+            log_pt, log_qt = _two_sided(y, log_p, log_q)
         weight = self._class_weight(labels, logits)
         if weight is not None:
             loss = loss * weight[place]
-        log_pt, log_qt = _two_sided(y, log_p, log_q, hard)
         return LossTerms(
             loss=mask_out(loss, valid, 0.0),
             mask=valid,
@@ -324,6 +332,12 @@ class BinaryCrossEntropy(_Element):
             category=place,
             num_classes=labels,
         )
+
+    def _is_hard(self, target: Tensor, y: Tensor) -> bool:
+        """Whether all targets are known to be 0 or 1, which has a leaner form. Asks the values, but not a device."""
+        if not target.is_floating_point():
+            return not self.validate or not readable(y) or bool(((y == 0) | (y == 1)).all())
+        return not target.requires_grad and readable(y) and bool(((y == 0) | (y == 1)).all())
 
     def _pos_weight(self, labels: int, like: Tensor) -> Tensor:
         table = self.get_buffer("pos_weight").to(like.dtype)
@@ -422,10 +436,8 @@ def _along(table: Tensor, like: Tensor, dim: int) -> Tensor:
     return table.reshape(shape)
 
 
-def _two_sided(y: Tensor, log_p: Tensor, log_q: Tensor, hard: bool) -> tuple[Tensor, Tensor]:
+def _two_sided(y: Tensor, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
     """``log p_t`` and ``log(1 - p_t)`` for ``p_t = y p + (1 - y)(1 - p)``, exact for hard targets."""
-    if hard:
-        return torch.where(y > 0, log_p, log_q), torch.where(y > 0, log_q, log_p)
     mixed = (y > 0) & (y < 1)
     inner = torch.where(mixed, y, torch.full_like(y, 0.5))
     log_y, log_not_y = inner.log(), torch.log1p(-inner)

@@ -1,6 +1,7 @@
 """Every denominator as a loop over samples and terms: lists in, a float out. Shares nothing with the library.
 
-``loss[i][t]``, ``weight[i][t]``, ``valid[i][t]`` (0 or 1), ``times[i][t]`` (how many terms one stands for), ``norm[i][t]``.
+``loss[i][t]``, ``weight[i][t]``, ``valid[i][t]`` (0 or 1), ``times[i][t]`` (how many terms one stands for) and
+``norm[i][t]`` (what it adds to a denominator).
 """
 
 

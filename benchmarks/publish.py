@@ -1,0 +1,101 @@
+"""Put a run's numbers on record: ``python -m reweigh.benchmarks.publish DIR``.
+
+Writes ``benchmarks/results/<suite>.json`` of the source tree (settings, seeds, data hash, versions, every metric of
+every method; not the single runs) and the table between the README's ``results`` marks. A test keeps the two equal.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from .suites import SUITES
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->\n"
+SHOWN = ("worst_recall", "tail3_recall", "head3_recall", "balanced_accuracy", "macro_f1", "ece")
+
+
+def record(folder: Path) -> list[Path]:
+    """Write the committed files of a folder's full results; ``ValueError`` where a suite was not run in full."""
+    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    environment = found["sessions"][-1]["environment"]
+    kept = {"python": environment["python"], "versions": environment["versions"], "machine": environment["machine"]}
+    written = []
+    for suite in found["suites"]:
+        kind = SUITES[suite["suite"]]
+        if len(suite["seeds"]) < kind.seeds or len(suite["summary"]) < len(kind.methods):
+            raise ValueError(f"{folder} does not hold a full run of {kind.name}: run it without --quick and --methods")
+        command = f"python -m reweigh.benchmarks run {kind.name}"
+        skipped = ("runs", "data_hash_by_seed", "remarks")
+        body = {key: value for key, value in suite.items() if key not in skipped}
+        path = RESULTS / f"{kind.name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(
+            json.dumps({"command": command, "environment": kept, **body}, indent=1) + "\n", encoding="utf-8"
+        )
+        written.append(path)
+    return written
+
+
+def table(name: str) -> str:
+    """The README's table of a suite, in Markdown, from the committed file."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    suite = SUITES[name]()
+    labels = {method.name: method for method in suite.methods}
+    metrics = [metric for metric in suite.metrics if metric.name in SHOWN]
+    base, *others = found["summary"]
+    others.sort(key=lambda row: -row["versus_baseline"][found["primary"]]["mean"])
+    headings = [metric.label + ("" if metric.higher_is_better else " (lower is better)") for metric in metrics]
+    lines = [
+        f"{suite.title} ({suite.summary}), {len(found['seeds'])} paired repetitions: difference to "
+        f"{labels[base['method']].label} in points, [95 % interval], better in so many repetitions. Losers and "
+        f"costs stand in the same table. Made by `{found['command']}`, the command behind `make demo`.",
+        "",
+        f"| | {' | '.join(headings)} |",
+        "|---" * (len(metrics) + 1) + "|",
+        f"| {labels[base['method']].label} | "
+        + " | ".join(f"{100 * base['mean'][metric.name]:.1f} %" for metric in metrics)
+        + " |",
+    ]
+    for row in others:
+        cells = []
+        for metric in metrics:
+            versus = row["versus_baseline"][metric.name]
+            cell = _signed(versus["mean"])
+            if metric.name == found["primary"]:
+                low, high = _signed(versus["t_low"]), _signed(versus["t_high"])
+                cell = f"**{cell}** [{low}, {high}] {versus['wins']}/{versus['n']}"
+            cells.append(cell)
+        claim = "" if row["claim"] else " (no claim)"
+        lines.append(f"| {labels[row['method']].label}{claim} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def readme_with(block: str, text: str) -> str:
+    """The README's text with the block between its marks."""
+    head, rest = text.split(BEGIN)
+    return head + BEGIN + block + END + rest.split(END)[1]
+
+
+def _signed(value: float) -> str:
+    text = f"{100 * value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "\N{MINUS SIGN}")
+
+
+def main(folder: str) -> None:
+    """Record a folder and rewrite the README's table."""
+    for path in record(Path(folder)):
+        print(f"wrote {path.relative_to(ROOT)}")
+    readme = ROOT / "README.md"
+    readme.write_text(readme_with(table("digits_lt50"), readme.read_text(encoding="utf-8")), encoding="utf-8")
+    print("wrote README.md")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m reweigh.benchmarks.publish DIR")
+    main(sys.argv[1])
