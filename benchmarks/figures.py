@@ -129,7 +129,8 @@ def recall_by_class(summary: Summary) -> Figure | None:
         grid = canvas.subplots(lines, 2, sharex=True, sharey=True, squeeze=False)
         for axes, row in zip(grid.flat, rows, strict=False):
             mine = _per_class(row)
-            assert mine is not None
+            if mine is None:
+                continue
             axes.fill_between(places, 100 * base, 100 * mine, where=mine >= base, color=SKY, alpha=0.35, linewidth=0)
             axes.fill_between(places, 100 * base, 100 * mine, where=mine < base, color=ORANGE, alpha=0.5, linewidth=0)
             axes.plot(places, 100 * base, color=GREY, linewidth=1.4, linestyle="--")

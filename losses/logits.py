@@ -170,4 +170,7 @@ def posthoc_logit_adjustment(logits: Tensor, counts: Values, *, tau: float = 1.0
         >>> posthoc_logit_adjustment(torch.tensor([[2.0, 1.0]]), [90, 10]).argmax(-1)
         tensor([1])
     """
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        found = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
+        raise TypeError(f"posthoc_logit_adjustment: logits must be a floating-point tensor, got {found}")
     return LogitAdjustment(counts, tau=tau).posthoc(logits, dim=dim)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from reweigh.weighting.algebra import is_node
 from reweigh.weighting.base import Weighting, learned_parameters
 from reweigh.weighting.config import readable
 from reweigh.weighting.dynamics import Dynamic, Event, drive, dynamics
@@ -157,7 +158,7 @@ class Objective(Criterion):
         """Say once that a batch of one class, divided by its weights, is the unweighted loss."""
         cancels = terms.norm is not None or (self.reduction.name == "weighted_mean" and self._by_class)
         category = terms.category
-        if not cancels or self._warned or not self.training or category is None or category.numel() < 2:
+        if not cancels or self._warned or not self.training or category is None or terms.num_classes == 1:
             return
         if readable(category):
             valid = category if terms.mask is None else category[terms.mask]
@@ -297,7 +298,10 @@ class Objective(Criterion):
 
 def _observes(module: Dynamic) -> bool:
     """Whether a weighting takes anything from what it sees; the nodes of the algebra only pass it on."""
-    return isinstance(module, Weighting) and (bool(module._pending) or module.update_on == "forward")
+    if not isinstance(module, Weighting):
+        return False
+    own = type(module).observe is not Weighting.observe and not is_node(module)
+    return own or bool(module._pending) or module.update_on == "forward"
 
 
 def _needy(weighting: Weighting | None, name: str) -> str:

@@ -136,7 +136,7 @@ class Total(Reduction):
     name = "sum"
 
     def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor | float]:
-        return _multiplied(weighted, terms).sum(), 1.0
+        raise ValueError("reduction 'sum' has no denominator to divide by; use 'mean'")
 
     def __call__(
         self,
@@ -146,7 +146,7 @@ class Total(Reduction):
         num_items: float | Tensor | None = None,
     ) -> Tensor:
         _no_items(self.name, num_items)
-        return self.parts(weighted, weights, terms)[0]
+        return _multiplied(weighted, terms).sum()
 
 
 @final

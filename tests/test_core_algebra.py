@@ -704,7 +704,6 @@ def test_a_shared_part_hears_each_event_once():
     assert shared.gamma.completed("step") == 1
 
 
-@pytest.mark.xfail(strict=True, reason="observe recurses through the operands, so a part at two places observes twice")
 def test_a_shared_learner_sees_each_batch_once():
     """One learner at two places of an expression: its sums count a batch once."""
     shared = InverseClassLoss(2, smoothing=1.0)

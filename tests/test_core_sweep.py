@@ -1,4 +1,4 @@
-"""The long sweep: every combination of dtype, reduction, shape, weights, ignored places, target and smoothing, by loops."""
+"""The long sweep by loops: every combination of dtype, reduction, shape, weights, ignored places, target, smoothing."""
 
 import itertools
 

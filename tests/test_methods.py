@@ -1,4 +1,4 @@
-"""Every registered method: a naive reference that it equals, a docstring to the template, arguments to the house rules."""
+"""Every registered method: a naive reference that it equals, the docstring template, the rules for arguments."""
 
 import importlib.util
 import inspect

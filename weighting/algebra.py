@@ -7,7 +7,7 @@ because the batch's number no longer factors out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, final
 
 import torch
@@ -54,8 +54,27 @@ class _Node(Weighting):
         return self.parts()[0]
 
     def observe(self, terms: LossTerms) -> None:
-        for operand in self.parts():
-            operand.observe(terms)
+        for part in self._unique(set()):
+            if isinstance(part, _Node):
+                part.record(terms)
+            else:
+                part.observe(terms)
+
+    def record(self, terms: LossTerms) -> None:
+        """What the node itself adds up, beside its operands."""
+
+    def _unique(self, seen: set[int]) -> Iterator[Weighting]:
+        """This node and all below it, each once, however often the expression names it."""
+        if id(self) in seen:
+            return
+        seen.add(id(self))
+        yield self
+        for operand in () if self.opaque else self.parts():
+            if isinstance(operand, _Node):
+                yield from operand._unique(seen)
+            elif id(operand) not in seen:
+                seen.add(id(operand))
+                yield operand
 
     def penalty(self, terms: LossTerms, weights: Tensor) -> Tensor | None:
         total: Tensor | None = None
@@ -372,8 +391,7 @@ class EMA(_Node):
     def weigh(self, terms: LossTerms) -> Tensor:
         return lookup(self, self.get_buffer("mean"), self._slots(terms), self.by)
 
-    def observe(self, terms: LossTerms) -> None:
-        super().observe(terms)
+    def record(self, terms: LossTerms) -> None:
         counts, placed = terms.counts().double(), self._slots(terms)
         weights = self.base.weigh(terms).double().expand_as(counts)
         self.accumulate("total", tally(self, counts * weights, placed, self.num_slots, self.by))
@@ -383,8 +401,9 @@ class EMA(_Node):
         mean, seen = self.get_buffer("mean"), self.get_buffer("seen")
         new = sums["total"] / sums["count"].clamp_min(torch.finfo(torch.float64).tiny)
         mixed = torch.where(seen > 0, value_of(self.beta) * (mean - new) + new, new)
-        mean.copy_(torch.where(sums["count"] > 0, mixed, mean))
-        seen.add_((sums["count"] > 0).double())
+        moved = (sums["count"] > 0) & new.isfinite()
+        mean.copy_(torch.where(moved, mixed, mean))
+        seen.add_(moved.double())
 
     def reset(self) -> None:
         super().reset()
@@ -410,11 +429,13 @@ class Frozen(_Node):
     def weigh(self, terms: LossTerms) -> Tensor:
         return self.base.weigh(terms.detach()).detach()
 
-    def observe(self, terms: LossTerms) -> None:
-        pass
-
     def penalty(self, terms: LossTerms, weights: Tensor) -> Tensor | None:
         return None
+
+
+def is_node(module: object) -> bool:
+    """Whether a weighting only passes on what its operands see (an ``EMA`` also records)."""
+    return isinstance(module, _Node)
 
 
 def _keys(over: str) -> frozenset[str]:

@@ -124,7 +124,8 @@ class InverseClassLoss(Weighting):
     State and cadence:
         ``class_loss``: ``(C,)`` float64 buffer, equal on all ranks. Observes unweighted training losses into pending
         sums, adds them over ranks and commits at every optimizer step (``cadence="step"``) or inside every training
-        forward, before weighing (``"forward"``, the authors' order).
+        forward, before weighing (``"forward"``, the authors' order). A class whose losses are not all finite keeps its
+        value.
 
     Use when:
         Multi-label data in which a few labels own the loss.
@@ -202,7 +203,8 @@ class InverseClassLoss(Weighting):
         running = self.get_buffer("class_loss")
         mean = sums["loss_sum"] / sums["loss_count"].clamp_min(torch.finfo(torch.float64).tiny)
         mixed = running + value_of(self.smoothing) * (mean - running)
-        running.copy_(torch.where(sums["loss_count"] > 0, mixed, running))
+        # a step that is not finite (skipped by a gradient scaler, say) must not stay in the state for good
+        running.copy_(torch.where((sums["loss_count"] > 0) & mean.isfinite(), mixed, running))
 
     def reset(self) -> None:
         super().reset()

@@ -224,7 +224,8 @@ def drive(modules: Iterable[Dynamic], event: Event, *, index: int | None = None,
         check_whole("update", "index", index)
     due = [module for module in modules if module._due(event, index)]
     if event != "fit":
-        collecting = [module for module in due if module._pending]
+        # in mid-accumulation an epoch or validation is no step, except for what lives on it
+        collecting = [module for module in due if module._pending and event in ("step", "forward", module.update_on)]
         for module, sums in zip(collecting, _gather(collecting), strict=True):
             module.commit(sums)
             module.discard()

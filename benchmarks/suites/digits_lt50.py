@@ -195,10 +195,9 @@ class _DigitsTrial(Trial):
         from reweigh.losses import posthoc_logit_adjustment
 
         if method == "posthoc_la":
-            if self._baseline is None:  # its training was finished in an earlier call of the program
-                self._train("ce")
-            assert self._baseline is not None
-            return self._test(posthoc_logit_adjustment(self._logits(self._baseline), self.counts))
+            # where the baseline's training was finished in an earlier call of the program, it is repeated
+            baseline = self._train("ce")[0] if self._baseline is None else self._baseline
+            return self._test(posthoc_logit_adjustment(self._logits(baseline), self.counts))
         net, step_ms, weights = self._train(method)
         outcome = self._test(self._logits(net))
         outcome.step_ms = step_ms

@@ -58,12 +58,34 @@ class Criterion(Dynamic, ABC):
         if mask is not None and (not isinstance(mask, Tensor) or mask.dtype != torch.bool):
             found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
             raise TypeError(f"{type(self).__name__}: mask must be a bool tensor (True = counts), got {found}")
-        terms = self.measure(*inputs, mask=mask)
+        counted = self._counted(mask, sample_weight)
+        try:
+            terms = self.measure(*inputs, mask=counted)
+        except ValueError as error:
+            if mask is None and counted is not None:  # what does not fit is the sample_weight
+                raise ValueError(str(error).replace("mask must", "sample_weight must")) from error
+            raise
         return self._attach(terms, sample_weight, group, index, stats)
 
     def forward(self, *inputs: Any, **meta: Any) -> Any:
         """The same as :meth:`terms`."""
         return self.terms(*inputs, **meta)
+
+    def _counted(self, mask: Tensor | None, sample_weight: Tensor | None) -> Tensor | None:
+        """The mask, without samples of weight 0: they count for nothing, so nothing they hold may spread."""
+        if not isinstance(sample_weight, Tensor) or sample_weight.is_complex():
+            return mask  # its own check comes with the terms' shape
+        some = sample_weight != 0
+        if readable(some) and bool(some.all()):
+            return mask
+        if some.ndim > 1 and some.shape[1:].numel() == 1:
+            some = some.reshape(-1)
+        if mask is None:
+            return some
+        few, many = sorted((mask, some), key=lambda part: part.ndim)
+        if few.shape != many.shape[: few.ndim]:
+            return mask
+        return few.reshape(few.shape + (1,) * (many.ndim - few.ndim)) & many
 
     def _attach(
         self,
