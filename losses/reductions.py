@@ -129,44 +129,45 @@ class WeightedMean(Reduction):
         return _multiplied(weighted, terms).sum(), (mass if weights is None else mass * weights).sum()
 
 
+class _Undivided(Reduction):
+    """A reduction without a denominator."""
+
+    def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor | float]:
+        raise ValueError(f"reduction {self.name!r} has no denominator to divide by; use 'mean'")
+
+    def __call__(
+        self,
+        weighted: Tensor,
+        weights: Tensor | None,
+        terms: LossTerms,
+        num_items: float | Tensor | None = None,
+    ) -> Tensor:
+        if num_items is not None:
+            raise ValueError(f"num_items replaces a denominator, and reduction {self.name!r} has none; use 'mean'")
+        return self._finish(_multiplied(weighted, terms))
+
+    @abstractmethod
+    def _finish(self, value: Tensor) -> Tensor: ...
+
+
 @final
-class Total(Reduction):
+class Total(_Undivided):
     """sum(m w l)."""
 
     name = "sum"
 
-    def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor | float]:
-        raise ValueError("reduction 'sum' has no denominator to divide by; use 'mean'")
-
-    def __call__(
-        self,
-        weighted: Tensor,
-        weights: Tensor | None,
-        terms: LossTerms,
-        num_items: float | Tensor | None = None,
-    ) -> Tensor:
-        _no_items(self.name, num_items)
-        return _multiplied(weighted, terms).sum()
+    def _finish(self, value: Tensor) -> Tensor:
+        return value.sum()
 
 
 @final
-class Unreduced(Reduction):
+class Unreduced(_Undivided):
     """m w l for each term, exactly 0 where masked."""
 
     name = "none"
 
-    def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor | float]:
-        raise ValueError("reduction 'none' has no numerator and denominator; use 'mean' or 'sum'")
-
-    def __call__(
-        self,
-        weighted: Tensor,
-        weights: Tensor | None,
-        terms: LossTerms,
-        num_items: float | Tensor | None = None,
-    ) -> Tensor:
-        _no_items(self.name, num_items)
-        return _multiplied(weighted, terms)
+    def _finish(self, value: Tensor) -> Tensor:
+        return value
 
     def lift(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> LossTerms:
         return terms._replace(loss=weighted)
@@ -244,11 +245,6 @@ def _per_sample(value: Tensor) -> Tensor:
 def _of_samples(terms: LossTerms) -> dict[str, Tensor] | None:
     kept = {name: value for name, value in (terms.extras or {}).items() if value.ndim == 1}
     return kept or None
-
-
-def _no_items(name: str, num_items: float | Tensor | None) -> None:
-    if num_items is not None:
-        raise ValueError(f"num_items replaces a denominator, and reduction {name!r} has none; use 'mean'")
 
 
 REDUCTIONS: dict[str, type[Reduction]] = {

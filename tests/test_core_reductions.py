@@ -257,7 +257,7 @@ def test_unknown_reduction():
 
 
 def test_none_has_no_parts():
-    with pytest.raises(ValueError, match="reduction 'none' has no numerator and denominator"):
+    with pytest.raises(ValueError, match="reduction 'none' has no denominator"):
         FocalLoss(reduction="none").parts(torch.zeros(2, 3), torch.tensor([0, 1]))
 
 

@@ -45,8 +45,29 @@ class Schedule(Dynamic, ABC):
         return self.at(self.position(self.by).to(torch.float64))
 
 
+class _Ramp(Schedule):
+    """From ``start`` to ``end`` over ``duration``, after ``delay``; subclasses shape the way."""
+
+    def __init__(self, start: float, end: float, *, duration: int, delay: int = 0, by: By = "epoch") -> None:
+        super().__init__(by)
+        self.start, self.end = check_number(self, "start", start), check_number(self, "end", end)
+        self.duration = check_whole(self, "duration", duration, low=1)
+        self.delay = check_whole(self, "delay", delay)
+
+    @abstractmethod
+    def shape(self, share: Tensor) -> Tensor:
+        """How much of the way lies behind when ``share`` of the time does; from 0 to 1."""
+
+    def at(self, position: Tensor) -> Tensor:
+        share = ((position - self.delay) / self.duration).clamp(0.0, 1.0)
+        return self.start + (self.end - self.start) * self.shape(share)
+
+    def bounds(self) -> tuple[float, float]:
+        return min(self.start, self.end), max(self.start, self.end)
+
+
 @final
-class Linear(Schedule):
+class Linear(_Ramp):
     r"""From ``start`` to ``end`` in a straight line over ``duration``, after ``delay``.
 
     Example:
@@ -57,36 +78,16 @@ class Linear(Schedule):
         0.5
     """
 
-    def __init__(self, start: float, end: float, *, duration: int, delay: int = 0, by: By = "epoch") -> None:
-        super().__init__(by)
-        self.start, self.end = check_number(self, "start", start), check_number(self, "end", end)
-        self.duration = check_whole(self, "duration", duration, low=1)
-        self.delay = check_whole(self, "delay", delay)
-
-    def at(self, position: Tensor) -> Tensor:
-        share = ((position - self.delay) / self.duration).clamp(0.0, 1.0)
-        return self.start + (self.end - self.start) * share
-
-    def bounds(self) -> tuple[float, float]:
-        return min(self.start, self.end), max(self.start, self.end)
+    def shape(self, share: Tensor) -> Tensor:
+        return share
 
 
 @final
-class Cosine(Schedule):
+class Cosine(_Ramp):
     """From ``start`` to ``end`` along half a cosine wave over ``duration``, after ``delay``."""
 
-    def __init__(self, start: float, end: float, *, duration: int, delay: int = 0, by: By = "epoch") -> None:
-        super().__init__(by)
-        self.start, self.end = check_number(self, "start", start), check_number(self, "end", end)
-        self.duration = check_whole(self, "duration", duration, low=1)
-        self.delay = check_whole(self, "delay", delay)
-
-    def at(self, position: Tensor) -> Tensor:
-        share = ((position - self.delay) / self.duration).clamp(0.0, 1.0)
-        return self.start + (self.end - self.start) * 0.5 * (1.0 - torch.cos(math.pi * share))
-
-    def bounds(self) -> tuple[float, float]:
-        return min(self.start, self.end), max(self.start, self.end)
+    def shape(self, share: Tensor) -> Tensor:
+        return 0.5 * (1.0 - torch.cos(math.pi * share))
 
 
 @final
