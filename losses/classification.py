@@ -17,7 +17,7 @@ from reweigh.weighting.schedules import Schedule
 
 from .criteria.element import BinaryCrossEntropy, CrossEntropy
 from .objective import Objective
-from .reductions import Reduction
+from .reductions import Reduction, ReductionName
 from .registry import method
 
 PerClass = Sequence[float] | Tensor | str | ClassTable
@@ -100,7 +100,7 @@ class FocalLoss(Objective):
         weight: PerClass | None = None,
         ignore_index: int = -100,
         label_smoothing: float | Schedule = 0.0,
-        reduction: Reduction | str = "mean",
+        reduction: Reduction | ReductionName = "mean",
     ) -> None:
         weighting: Weighting = Focal(gamma)
         if isinstance(alpha, (int, float)) or (isinstance(alpha, Tensor) and alpha.ndim == 0):
@@ -184,7 +184,7 @@ class SigmoidFocalLoss(Objective):
         gamma: float | Schedule = 2.0,
         *,
         alpha: float | None = 0.25,
-        reduction: Reduction | str = "mean",
+        reduction: Reduction | ReductionName = "mean",
     ) -> None:
         focal = Focal(gamma)
         super().__init__(BinaryCrossEntropy(), focal if alpha is None else PositiveBalance(alpha) * focal, reduction)

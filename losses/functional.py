@@ -13,7 +13,7 @@ from .classification import FocalLoss, PerClass, SigmoidFocalLoss
 from .criteria.base import upcast
 from .logits import posthoc_logit_adjustment
 from .objective import Objective
-from .reductions import Reduction
+from .reductions import Reduction, ReductionName
 
 __all__ = ["focal_loss", "posthoc_logit_adjustment", "sigmoid_focal_loss", "sigmoid_focal_loss_star"]
 
@@ -27,7 +27,7 @@ def focal_loss(
     weight: PerClass | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
-    reduction: Reduction | str = "mean",
+    reduction: Reduction | ReductionName = "mean",
     **meta: Any,
 ) -> Tensor:
     """Softmax focal loss; see :class:`~reweigh.losses.FocalLoss`. ``meta`` takes ``sample_weight``, ``mask``, ...
@@ -54,7 +54,7 @@ def sigmoid_focal_loss(
     gamma: float = 2.0,
     *,
     alpha: float | None = 0.25,
-    reduction: Reduction | str = "mean",
+    reduction: Reduction | ReductionName = "mean",
     **meta: Any,
 ) -> Tensor:
     """Sigmoid focal loss; see :class:`~reweigh.losses.SigmoidFocalLoss`.

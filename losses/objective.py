@@ -17,7 +17,7 @@ from reweigh.weighting.functional import effective_sample_size
 from reweigh.weighting.terms import GIVEN_AT_CALL, STATISTICS, LossTerms, mask_out
 
 from .criteria.base import Criterion
-from .reductions import Reduction, as_reduction
+from .reductions import Reduction, ReductionName, as_reduction
 
 
 class Components(NamedTuple):
@@ -68,7 +68,7 @@ class Objective(Criterion):
         self,
         criterion: Criterion,
         weighting: Weighting | None = None,
-        reduction: Reduction | str = "mean",
+        reduction: Reduction | ReductionName = "mean",
     ) -> None:
         super().__init__()
         if not isinstance(criterion, Criterion):
