@@ -25,7 +25,6 @@ $(VENV)/.made: pyproject.toml constraints.txt
 
 demo: $(VENV)/.made
 	@$(BIN)/python -m reweigh.benchmarks run digits_lt50 --out $(RUN)
-	@echo "report: $(RUN)/report.html"
 
 test: $(VENV)/.made
 	@$(BIN)/python -m pytest -n auto
@@ -43,8 +42,11 @@ lint: $(VENV)/types/reweigh
 	@MYPYPATH=$(VENV)/types $(BIN)/mypy --config-file pyproject.toml -p reweigh.weighting -p reweigh.losses \
 	  -p reweigh.lightning_callbacks -p reweigh.benchmarks
 
-docs: $(VENV)/types/reweigh
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[docs]'
+$(VENV)/.docs: $(VENV)/.made
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs $(VENV)/types/reweigh
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean:
