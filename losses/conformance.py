@@ -40,6 +40,7 @@ def objective_checks() -> list[Callable[[Objective], None]]:
         check_introspection,
         check_resume,
         check_copies,
+        check_reads_nothing_back,
         check_functional_transforms,
         check_compile,
     ]
@@ -320,6 +321,18 @@ def check_copies(objective: Objective) -> None:
         rebuilt = ready(eval(repr(objective), {name: getattr(reweigh, name) for name in reweigh.__all__}))
         require(repr(rebuilt) == repr(objective), "repr rebuilds the same repr", objective)
         require(torch.equal(rebuilt.eval()(*inputs, **_meta()), expected), "eval(repr(x)) is the same loss", objective)
+
+
+def check_reads_nothing_back(objective: Objective) -> None:
+    """Training reads no value back from a device: it runs on tensors that have none."""
+    inputs = [value.to("meta") if isinstance(value, Tensor) else value for value in objective.example_inputs(SIZE)]
+    meta = {name: value.to("meta") for name, value in _meta().items()}
+    objective.train().to("meta")
+    try:
+        value, grad = _grad(objective, tuple(inputs), **meta)
+    except (NotImplementedError, RuntimeError) as error:
+        raise AssertionError(f"{objective!r} breaks a promise: no value is read back ({error})") from error
+    require(value.is_meta and grad.is_meta, "the loss stays on the inputs' device", objective)
 
 
 def check_functional_transforms(objective: Objective) -> None:

@@ -29,7 +29,7 @@ class _Element(Criterion):
         ignore_index: int,
         label_smoothing: float | Schedule,
         logits: LogitTransform | None,
-        validate: bool,
+        validate: bool | None,
     ) -> None:
         super().__init__()
         if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
@@ -51,6 +51,10 @@ class _Element(Criterion):
                 f"{type(self).__name__}: weight must have one entry per class ({num_classes}), got {table.numel()}"
             )
         return table.to(like.dtype)
+
+    def _may_look(self, values: Tensor) -> bool:
+        """Whether values are there to be checked, and may be."""
+        return self.validate is not False and readable(values, wait=self.validate is True) and values.numel() > 0
 
     def _only_valid(self, valid: Tensor) -> Tensor | None:
         """``None`` where it is known, without asking a device, that nothing is masked."""
@@ -78,7 +82,8 @@ class CrossEntropy(_Element):
         ignore_index: Targets with this value are removed.
         label_smoothing: Share s of the uniform target, in [0, 1], or a schedule.
         logits: A transform applied to the logits first (:class:`~reweigh.losses.LogitAdjustment`, ...).
-        validate: Check values too, where the target is not on the CPU: that waits for the device.
+        validate: Whether values are checked: ``None`` where that costs no waiting (on the CPU), ``True`` on a device
+            too, ``False`` never. Shapes and dtypes always are.
 
     Shapes:
         ``logits (N, C, d1, ...)`` with ``target (N, d1, ...)`` integers or ``(N, C, d1, ...)`` probabilities; terms
@@ -103,7 +108,7 @@ class CrossEntropy(_Element):
         ignore_index: int = -100,
         label_smoothing: float | Schedule = 0.0,
         logits: LogitTransform | None = None,
-        validate: bool = True,
+        validate: bool | None = None,
     ) -> None:
         super().__init__(weight, ignore_index, label_smoothing, logits, validate)
 
@@ -138,7 +143,7 @@ class CrossEntropy(_Element):
         if valid is not None:
             target = target.masked_fill(~valid, 0)
             logits = logits.masked_fill(~valid.unsqueeze(dim), 0.0)
-        if self.validate and readable(target, wait=True) and target.numel():
+        if self._may_look(target):
             low, high = (int(edge) for edge in target.aminmax())
             if low < 0 or high >= classes:
                 raise ValueError(
@@ -188,7 +193,7 @@ class CrossEntropy(_Element):
         if valid is not None:
             away = ~valid.unsqueeze(dim)
             logits, target = logits.masked_fill(away, 0.0), target.masked_fill(away, 1.0 / classes)
-        if self.validate and readable(target, wait=True) and target.numel():
+        if self._may_look(target):
             low, high = (float(edge) for edge in target.detach().aminmax())
             if not (low >= 0.0 and high < math.inf):
                 raise ValueError(
@@ -241,7 +246,8 @@ class BinaryCrossEntropy(_Element):
         ignore_index: Targets with this value are removed.
         label_smoothing: Share s of the target 1/2, in [0, 1], or a schedule.
         logits: A transform applied to the logits first.
-        validate: Check values too, where the target is not on the CPU: that waits for the device.
+        validate: Whether values are checked: ``None`` where that costs no waiting (on the CPU), ``True`` on a device
+            too, ``False`` never. Shapes and dtypes always are.
 
     Shapes:
         ``logits`` and ``target`` of the same shape; terms of that shape. A mask may cover whole samples ``(N,)``.
@@ -266,7 +272,7 @@ class BinaryCrossEntropy(_Element):
         ignore_index: int = -100,
         label_smoothing: float | Schedule = 0.0,
         logits: LogitTransform | None = None,
-        validate: bool = True,
+        validate: bool | None = None,
     ) -> None:
         super().__init__(weight, ignore_index, label_smoothing, logits, validate)
         if pos_weight is not None:
@@ -293,7 +299,7 @@ class BinaryCrossEntropy(_Element):
         if valid is not None:
             logits, y = logits.masked_fill(~valid, 0.0), y.masked_fill(~valid, 0.0)
         hard = self._is_hard(target, y)
-        if self.validate and not (hard and target.is_floating_point()) and readable(y, wait=True) and y.numel():
+        if not (hard and target.is_floating_point()) and self._may_look(y):
             low, high = (float(edge) for edge in y.detach().aminmax())
             if not (low >= 0.0 and high <= 1.0):
                 raise ValueError(
@@ -336,7 +342,7 @@ class BinaryCrossEntropy(_Element):
     def _is_hard(self, target: Tensor, y: Tensor) -> bool:
         """Whether all targets are known to be 0 or 1, which has a leaner form. Asks the values, but not a device."""
         if not target.is_floating_point():
-            return not self.validate or not readable(y) or bool(((y == 0) | (y == 1)).all())
+            return not self._may_look(y) or bool(((y == 0) | (y == 1)).all())
         return not target.requires_grad and readable(y) and bool(((y == 0) | (y == 1)).all())
 
     def _pos_weight(self, labels: int, like: Tensor) -> Tensor:
