@@ -34,6 +34,7 @@ PerClass = Sequence[float] | Tensor | str | ClassTable
         "its own name.",
         "weight keeps torch's meaning and denominator, so gamma=0 equals nn.CrossEntropyLoss; alpha only multiplies.",
     ),
+    neutral={"gamma": 0.0},
     examples=(
         {},
         {"gamma": 0.5},
@@ -135,6 +136,7 @@ class FocalLoss(Objective):
         "alpha=None switches alpha off (the reference codes use -1 and raise on None).",
         "Log-space powers: finite gradients for 0 < gamma < 1, where torchvision returns NaN.",
     ),
+    neutral={"gamma": 0.0, "alpha": None},
     examples=({}, {"gamma": 0.5, "alpha": None}),
 )
 @final

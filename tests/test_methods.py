@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from reweigh import losses, weighting
+from reweigh.losses import BinaryCrossEntropy, CrossEntropy, Objective
 from reweigh.weighting.conformance import TERMS, ready, train
 
 REFERENCES = Path(__file__).parent / "references"
@@ -86,6 +87,24 @@ def test_arguments_follow_the_house_rules(registry, name):
     for place, parameter in enumerate(parameters):
         assert parameter.annotation is not inspect.Parameter.empty, f"{parameter.name} has no annotation"
         assert place == 0 or parameter.kind is inspect.Parameter.KEYWORD_ONLY, f"{parameter.name} is not keyword-only"
+
+
+@pytest.mark.parametrize(("registry", "name"), METHODS, ids=IDS)
+def test_neutral_arguments_leave_the_loss_alone(registry, name):
+    """After five steps of learning, too."""
+    record = registry.record(name)
+    if record.neutral is None:
+        text = inspect.getdoc(registry.get(name))
+        assert "only halves the loss" in text, f"{name} names no neutral arguments and does not say why"
+        return
+    built = registry.create(name, **record.neutral)
+    if registry is weighting.registry:
+        built = Objective(BinaryCrossEntropy() if record.acts_on == "binary" else CrossEntropy(), built)
+    bare = Objective(built.criterion)
+    for seed in range(5):
+        inputs = built.example_inputs(seed=seed)
+        torch.testing.assert_close(built(*inputs), bare(*inputs), rtol=1e-10, atol=0)
+        built.update("step")
 
 
 @pytest.mark.parametrize(("registry", "name"), METHODS, ids=IDS)

@@ -25,6 +25,7 @@ from .terms import LossTerms
         "The power is taken in log space with the criterion's exact log(1 - p_t) where it has one, so gradients stay "
         "finite for 0 < gamma < 1 on saturated terms, where the common implementations return NaN.",
     ),
+    neutral={"gamma": 0.0},
     examples=({}, {"gamma": 0.5}, {"gamma": 2.0, "detach": True}),
 )
 @final
@@ -103,6 +104,7 @@ class Focal(Weighting):
         "A class without terms in the batch keeps its running loss; the authors' mean over the batch never lacks one, "
         "because every sample has a term for every label.",
     ),
+    neutral={"num_classes": 4, "to": "mean", "eps": 1e12},
     examples=({"num_classes": 4}, {"num_classes": 4, "to": "mean", "smoothing": 0.5}),
 )
 @final

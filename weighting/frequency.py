@@ -42,6 +42,7 @@ class ClassTable(Weighting):
     "class_weight",
     paper="none",
     venue="textbook",
+    neutral={"weight": [1.0, 1.0, 1.0, 1.0]},
     examples=({"weight": [0.5, 1.0, 2.0, 4.0]},),
 )
 @final
@@ -197,6 +198,7 @@ class CountTable(ClassTable):
         "normalize='samples' is scikit-learn's 'balanced' n / (C n_c) up to the factor that makes the mean over "
         "training samples 1; for power 1 the two are equal.",
     ),
+    neutral={"counts": [50, 20, 6, 1], "power": 0.0},
     examples=({"counts": [50, 20, 6, 1]}, {"counts": [50, 20, 6, 1], "power": 0.5, "normalize": "samples"}),
 )
 @final
@@ -269,6 +271,7 @@ class InverseFrequency(CountTable):
         "1 - beta^n is computed as -expm1(n log beta), exact for large beta.",
         "A class with count 0 reads as the smallest positive count, instead of dividing by zero.",
     ),
+    neutral={"counts": [50, 20, 6, 1], "beta": 0.0},
     examples=({"counts": [50, 20, 6, 1], "beta": 0.99},),
 )
 @final

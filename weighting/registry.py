@@ -29,6 +29,8 @@ class Method:
     """Hyper-parameter: (default, where it comes from)."""
     deviations: Sequence[str] = ()
     """Where this differs from the paper or the authors' code, and why."""
+    neutral: Mapping[str, Any] | None = None
+    """Constructor arguments, for four classes, that leave every loss as it is; ``None`` where there are none."""
     examples: Sequence[Mapping[str, Any]] = ({},)
     """Constructor arguments, for four classes, that the conformance suite builds the method with."""
 
