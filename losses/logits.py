@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from reweigh.weighting.dynamics import Dynamic
 from reweigh.weighting.frequency import ClassCounts, Values
 from reweigh.weighting.functional import floor_counts
-from reweigh.weighting.schedules import Schedule, check_hyper, value_of
+from reweigh.weighting.schedules import Schedule, check_hyper, has_schedule, value_of
 
 
 class LogitTransform(Dynamic, ABC):
@@ -74,8 +74,10 @@ class LogitAdjustment(LogitTransform):
 
     def shift(self) -> Tensor:
         """``(C,)`` float64: what is added to each class's logits."""
-        counts: Tensor = self.counts()
-        return value_of(self.tau) * (floor_counts(counts) / counts.sum()).log()
+        return self.counts.derive(
+            lambda counts: value_of(self.tau) * (floor_counts(counts) / counts.sum()).log(),
+            fixed=not has_schedule(self),
+        )
 
     def forward(self, logits: Tensor, target: Tensor | None = None, *, dim: int = 1) -> Tensor:
         return logits + self._shaped(self.shift(), logits, dim)

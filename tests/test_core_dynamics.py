@@ -540,7 +540,7 @@ def test_memory_is_flat(cadence):
     steps(3)
     before = live()
     steps(50)
-    assert live() == before
+    assert live() <= before  # what an earlier test left may be collected meanwhile
 
 
 # communication

@@ -174,9 +174,9 @@ class Clip(_Node):
     def weigh(self, terms: LossTerms) -> Tensor:
         weights = self.base.weigh(terms)
         if self.min is not None:
-            weights = torch.maximum(weights, weights.new_ones(()) * value_of(self.min))
+            weights = weights.clamp_min(value_of(self.min))
         if self.max is not None:
-            weights = torch.minimum(weights, weights.new_ones(()) * value_of(self.max))
+            weights = weights.clamp_max(value_of(self.max))
         return weights
 
 

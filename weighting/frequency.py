@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, final
 
 import torch
@@ -13,7 +13,7 @@ from .base import Scope, Weighting, lookup, method
 from .config import as_table, check_choice, check_whole
 from .dynamics import Dynamic, Event
 from .functional import effective_number_weight, inverse_frequency_weight, positive_balance_weight
-from .schedules import Schedule, check_hyper, value_of
+from .schedules import Schedule, check_hyper, has_schedule, value_of
 from .terms import LossTerms
 
 Values = Sequence[float] | Tensor
@@ -107,6 +107,7 @@ class ClassCounts(Dynamic):
         self.owner = owner
         self.num_classes = None if num_classes is None else check_whole(owner, "num_classes", num_classes, low=1)
         self.given = counts is not None
+        self._derived: tuple[Tensor, Tensor] | None = None
         if counts is None:
             self.update_on = "fit"
             self.track_events()
@@ -127,6 +128,16 @@ class ClassCounts(Dynamic):
                 "reweigh.lightning_callbacks.FitStatistics(), or call update('fit', class_counts=...)"
             )
         return self.get_buffer("counts")
+
+    def derive(self, formula: Callable[[Tensor], Tensor], *, fixed: bool) -> Tensor:
+        """``formula(counts)``; computed once per counts where it is ``fixed``, that is, has no schedule inside."""
+        counts: Tensor = self()
+        if not fixed or torch.compiler.is_compiling():
+            return formula(counts)
+        if self._derived is None or self._derived[0] is not counts:
+            with torch.inference_mode(False), torch.no_grad():  # the result outlives the mode it is asked for in
+                self._derived = (counts, formula(counts))
+        return self._derived[1]
 
     def _checked(self, name: str, counts: Values) -> Tensor:
         table = as_table(self.owner, name, counts)
@@ -175,7 +186,9 @@ class CountTable(ClassTable):
         """Class weights before rescaling."""
 
     def table(self) -> Tensor:
-        counts: Tensor = self.counts()
+        return self.counts.derive(self._formula, fixed=not has_schedule(self))
+
+    def _formula(self, counts: Tensor) -> Tensor:
         raw = self.raw(counts)
         if self.normalize_by == "none":
             return raw

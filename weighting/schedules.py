@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import as_table, check_choice, check_number, check_whole
 from .dynamics import Dynamic
@@ -134,6 +134,11 @@ def check_hyper(owner: object, name: str, value: float | Schedule, **rules: Any)
             check_number(owner, name, bound, **rules)
         return value
     return check_number(owner, name, value, **rules)
+
+
+def has_schedule(module: nn.Module) -> bool:
+    """Whether one of a module's own hyper-parameters is a schedule."""
+    return any(isinstance(child, Schedule) for child in module.children())
 
 
 def value_of(hyper: float | Schedule) -> float | Tensor:

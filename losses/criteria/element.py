@@ -56,8 +56,12 @@ class _Element(Criterion):
         """Whether values are there to be checked, and may be."""
         return self.validate is not False and readable(values, wait=self.validate is True) and values.numel() > 0
 
+    def _valid(self, target: Tensor, mask: Tensor | None) -> Tensor | None:
+        """Where terms count; ``None`` where it is known, without asking a device, that all do."""
+        kept = target != self.ignore_index
+        return self._only_valid(kept if mask is None else kept & mask)
+
     def _only_valid(self, valid: Tensor) -> Tensor | None:
-        """``None`` where it is known, without asking a device, that nothing is masked."""
         return None if readable(valid) and bool(valid.all()) else valid
 
 
@@ -138,8 +142,7 @@ class CrossEntropy(_Element):
                 f"for logits {tuple(logits.shape)}, got {tuple(target.shape)}"
             )
         target = target.long()
-        kept = target != self.ignore_index
-        valid = self._only_valid(kept if mask is None else kept & mask)
+        valid = self._valid(target, mask)
         if valid is not None:
             target = target.masked_fill(~valid, 0)
             logits = logits.masked_fill(~valid.unsqueeze(dim), 0.0)
@@ -293,8 +296,7 @@ class BinaryCrossEntropy(_Element):
                 f"BinaryCrossEntropy: target must have the logits' shape {tuple(logits.shape)}, "
                 f"got {tuple(target.shape)}"
             )
-        kept = target != self.ignore_index
-        valid = self._only_valid(kept if mask is None else kept & expand_mask(self, mask, logits.shape))
+        valid = self._valid(target, None if mask is None else expand_mask(self, mask, logits.shape))
         y = target.to(logits.dtype)
         if valid is not None:
             logits, y = logits.masked_fill(~valid, 0.0), y.masked_fill(~valid, 0.0)
