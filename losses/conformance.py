@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import copy
 import io
-import pickle
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from reweigh.weighting.conformance import require, require_close
+from reweigh.weighting.conformance import pickled, require, require_close
 from reweigh.weighting.dynamics import dynamics
 from reweigh.weighting.frequency import ClassCounts
 from reweigh.weighting.terms import NEUTRAL_LOG_PT, LossTerms
@@ -315,7 +314,7 @@ def check_copies(objective: Objective) -> None:
     inputs = objective.example_inputs(SIZE)
     objective.eval()
     expected = objective(*inputs, **_meta())
-    for clone in (copy.deepcopy(objective), pickle.loads(pickle.dumps(objective))):
+    for clone in (copy.deepcopy(objective), pickled(objective)):
         require(torch.equal(clone(*inputs, **_meta()), expected), "copies give the same loss", objective)
     if "<" not in repr(objective) and type(objective).__module__.startswith("reweigh."):
         rebuilt = ready(eval(repr(objective), {name: getattr(reweigh, name) for name in reweigh.__all__}))

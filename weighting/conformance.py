@@ -10,7 +10,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from .base import Weighting
 from .dynamics import dynamics
 from .frequency import ClassCounts
 from .terms import NEUTRAL_LOG_PT, STATISTICS, LossTerms, mask_out
+
+T = TypeVar("T")
 
 CLASSES = 4
 """Number of classes that the suite's examples have."""
@@ -377,6 +379,15 @@ def check_reset(weighting: Weighting, make: TermsMaker) -> None:
         require(torch.equal(weights, wanted), "reset restores the initial behaviour", weighting)
 
 
+def pickled(subject: T) -> T:
+    """What comes back from pickle; a class that pickle cannot find breaks the promise of copies."""
+    try:
+        clone: T = pickle.loads(pickle.dumps(subject))
+    except (pickle.PicklingError, AttributeError) as error:
+        raise AssertionError(f"{subject!r} breaks a promise: it can be pickled ({error})") from error
+    return clone
+
+
 def check_copies(weighting: Weighting, make: TermsMaker) -> None:
     """deepcopy, pickle and (where the arguments fit on a line) ``eval(repr(x))`` give the same weights."""
     import reweigh
@@ -384,7 +395,7 @@ def check_copies(weighting: Weighting, make: TermsMaker) -> None:
     train(weighting, [make(seed) for seed in range(2)])
     terms = make(9)
     expected = weighting.weigh(terms)
-    for clone in (copy.deepcopy(weighting), pickle.loads(pickle.dumps(weighting))):
+    for clone in (copy.deepcopy(weighting), pickled(weighting)):
         require(torch.equal(clone.weigh(terms), expected), "copies weigh the same", weighting)
     if "<" not in repr(weighting) and type(weighting).__module__.startswith("reweigh."):
         names = {name: getattr(reweigh, name) for name in reweigh.__all__}
