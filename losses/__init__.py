@@ -2,7 +2,8 @@
 
 from . import functional
 from .classification import FocalLoss, SigmoidFocalLoss
-from .criteria import BinaryCrossEntropy, Criterion, CrossEntropy, FromLoss
+from .criteria import BinaryCrossEntropy, CausalLM, Criterion, CrossEntropy, FromLoss
+from .language import PowerLawDecayLoss, TLDRLoss
 from .logits import BalancedSoftmax, Chain, LogitAdjustment, LogitTransform, Temperature, posthoc_logit_adjustment
 from .objective import Components, Objective
 from .reductions import (
@@ -23,6 +24,7 @@ __all__ = [
     "BalancedSoftmax",
     "BatchMean",
     "BinaryCrossEntropy",
+    "CausalLM",
     "Chain",
     "Components",
     "Criterion",
@@ -34,10 +36,12 @@ __all__ = [
     "LogitTransform",
     "Mean",
     "Objective",
+    "PowerLawDecayLoss",
     "Reduction",
     "SequenceMean",
     "SigmoidFocalLoss",
     "Total",
+    "TLDRLoss",
     "Temperature",
     "Unreduced",
     "WeightedMean",

@@ -90,7 +90,7 @@ def check_criterion(criterion: Criterion) -> None:
         require(value is None or value.shape == terms.loss.shape, f"{name!r} has the terms' shape", criterion)
     half = criterion.terms(inputs[0].half(), *inputs[1:])
     require(half.loss.dtype in (torch.float32, torch.float64), "losses are at least float32", criterion)
-    mask = _mask(terms)
+    mask = _mask(terms) if terms.mask is None else _mask(terms) & terms.mask
     kept = criterion.terms(*inputs, mask=mask)
     away = ~mask
     require(kept.mask is not None and torch.equal(kept.mask, mask), "the mask is handed on", criterion)

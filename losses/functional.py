@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from reweigh.weighting.config import check_number
+from reweigh.weighting.frequency import Values
 
 from .classification import FocalLoss, PerClass, SigmoidFocalLoss
 from .criteria.base import upcast
+from .language import PowerLawDecayLoss, TLDRLoss
 from .logits import posthoc_logit_adjustment
 from .objective import Objective
 from .reductions import Reduction, ReductionName
 
-__all__ = ["focal_loss", "posthoc_logit_adjustment", "sigmoid_focal_loss", "sigmoid_focal_loss_star"]
+__all__ = [
+    "focal_loss",
+    "posthoc_logit_adjustment",
+    "power_law_decay_loss",
+    "sigmoid_focal_loss",
+    "sigmoid_focal_loss_star",
+    "tldr_loss",
+]
 
 
 def focal_loss(
@@ -96,3 +105,48 @@ def sigmoid_focal_loss_star(logits: Tensor, target: Tensor, gamma: float = 1.0) 
 def _beside(logits: Tensor, loss: Objective) -> Objective:
     """The loss on the logits' device; what is not a tensor is left for the loss itself to refuse."""
     return loss.to(logits.device) if isinstance(logits, Tensor) else loss
+
+
+def power_law_decay_loss(
+    logits: Tensor,
+    labels: Tensor,
+    counts: Values,
+    *,
+    alpha: float = 1.0,
+    eps: float = 1.0,
+    shift: bool = True,
+    ignore_index: int = -100,
+    reduction: Reduction | ReductionName = "weighted_mean",
+    **meta: Any,
+) -> Tensor:
+    """Power-law decay loss; see :class:`~reweigh.losses.PowerLawDecayLoss`.
+
+    Example:
+        >>> import torch
+        >>> logits, labels = torch.zeros(1, 2, 4), torch.tensor([[0, 1]])
+        >>> round(power_law_decay_loss(logits, labels, [9, 5, 3, 1]).item(), 4)
+        1.3863
+    """
+    loss = PowerLawDecayLoss(counts, alpha=alpha, eps=eps, shift=shift, ignore_index=ignore_index, reduction=reduction)
+    return loss.to(logits.device).forward(logits, labels, **meta)
+
+
+def tldr_loss(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    level: Literal["token", "sequence"] = "token",
+    shift: bool = True,
+    ignore_index: int = -100,
+    reduction: Reduction | ReductionName = "mean",
+    **meta: Any,
+) -> Tensor:
+    """TLDR loss; see :class:`~reweigh.losses.TLDRLoss`.
+
+    Example:
+        >>> import torch
+        >>> round(tldr_loss(torch.zeros(1, 2, 2), torch.tensor([[0, 1]])).item(), 4)
+        0.6931
+    """
+    loss = TLDRLoss(level=level, shift=shift, ignore_index=ignore_index, reduction=reduction)
+    return loss.forward(logits, labels, **meta)

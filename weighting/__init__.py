@@ -26,6 +26,7 @@ from .dynamics import Dynamic, Event, drive, dynamics
 from .frequency import ClassTable, ClassWeight, CountTable, EffectiveNumber, InverseFrequency, PositiveBalance
 from .schedules import Cosine, Linear, Piecewise, Schedule
 from .terms import LossTerms
+from .token import TLDR, PowerLawDecay
 
 __all__ = [
     "Between",
@@ -52,10 +53,12 @@ __all__ = [
     "Pooled",
     "PositiveBalance",
     "Power",
+    "PowerLawDecay",
     "Product",
     "Schedule",
     "Scope",
     "Sum",
+    "TLDR",
     "Warmup",
     "Weighting",
     "Where",

@@ -364,7 +364,7 @@ class PositiveBalance(Weighting):
     - :math:`\alpha`: ``alpha``
 
     Weights:
-        In [0, 1]. Detached. ``alpha=0.5`` only halves the loss.
+        In [0, 1]. Detached. No argument is neutral: ``alpha=0.5`` only halves the loss.
 
     State and cadence:
         None; ``update_on = "never"``.

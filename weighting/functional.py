@@ -54,6 +54,16 @@ def effective_number_weight(counts: Tensor, beta: Hyper) -> Tensor:
     return (1.0 - beta) / -torch.expm1(floor_counts(counts) * beta.log())
 
 
+def power_law_decay_weight(counts: Tensor, alpha: Hyper, eps: float = 1.0) -> Tensor:
+    r"""Token weights :math:`(n_v + \epsilon)^{-\alpha}`, before any rescaling."""
+    return torch.exp(-alpha * (counts + eps).log())
+
+
+def tldr_weight(not_pt: Tensor) -> Tensor:
+    r"""TLDR's :math:`\cos(\pi p) + 1`, from ``1 - p``: :math:`2\sin^2(\pi(1-p)/2)`, which does not cancel."""
+    return 2.0 * torch.sin(0.5 * math.pi * not_pt).square()
+
+
 def floor_counts(counts: Tensor) -> Tensor:
     """Counts with zeros raised to the smallest positive count (1 where there is none)."""
     positive = torch.where(counts > 0, counts, torch.full_like(counts, torch.inf))

@@ -2,5 +2,6 @@
 
 from .base import Criterion
 from .element import BinaryCrossEntropy, CrossEntropy, FromLoss
+from .language import CausalLM
 
-__all__ = ["BinaryCrossEntropy", "CrossEntropy", "Criterion", "FromLoss"]
+__all__ = ["BinaryCrossEntropy", "CausalLM", "Criterion", "CrossEntropy", "FromLoss"]

@@ -65,8 +65,60 @@ class _Element(Criterion):
         return None if readable(valid) and bool(valid.all()) else valid
 
 
+class SoftmaxCriterion(_Element):
+    """Common part of the softmax criteria."""
+
+    target_name = "target"
+
+    def _indexed(self, logits: Tensor, target: Tensor, mask: Tensor | None, dim: int) -> LossTerms:
+        """Terms of index targets that have the logits' shape without dimension ``dim``."""
+        classes = logits.shape[dim]
+        target = target.long()
+        valid = self._valid(target, mask)
+        if valid is not None:
+            target = target.masked_fill(~valid, 0)
+            logits = logits.masked_fill(~valid.unsqueeze(dim), 0.0)
+        if self._may_look(target):
+            low, high = (int(edge) for edge in target.aminmax())
+            if low < 0 or high >= classes:
+                raise ValueError(
+                    f"{type(self).__name__}: {self.target_name} must be in [0, {classes}) or "
+                    f"ignore_index={self.ignore_index}, got {low if low < 0 else high}"
+                )
+        if self.logits is not None:
+            logits = self.logits(logits, target, dim=dim)
+        weight, smoothing = self._class_weight(classes, logits), value_of(self.label_smoothing)
+        smooth = isinstance(smoothing, Tensor) or smoothing > 0.0
+        if weight is None and not smooth:
+            loss = nn.functional.cross_entropy(logits, target, reduction="none")
+            log_pt = -loss
+        else:
+            log_p = logits.log_softmax(dim)
+            log_pt = log_p.gather(dim, target.unsqueeze(dim)).squeeze(dim)
+            at_target = 1.0 if weight is None else weight[target]
+            loss = -(1.0 - smoothing) * at_target * log_pt
+            if smooth:
+                share = smoothing / classes
+                loss = loss - share * (log_p if weight is None else _times(_along(weight, log_p, dim), log_p)).sum(dim)
+        log_qt: Tensor | None = None
+        if classes == 2:
+            margin = (logits.select(dim, 1) - logits.select(dim, 0)) * (2 * target - 1)
+            log_pt, log_qt = logsigmoid(margin), logsigmoid(-margin)
+            log_qt = mask_out(log_qt, valid, NEUTRAL_LOG_PT)
+        return LossTerms(
+            loss=mask_out(loss, valid, 0.0),
+            mask=valid,
+            log_pt=mask_out(log_pt, valid, NEUTRAL_LOG_PT),
+            log_qt=log_qt,
+            target=target,
+            category=target,
+            num_classes=classes,
+            norm=None if weight is None else weight[target],
+        )
+
+
 @final
-class CrossEntropy(_Element):
+class CrossEntropy(SoftmaxCriterion):
     r"""Softmax cross-entropy, one term per target.
 
     .. math:: \ell_i = -\sum_c v_c\, y_{ic} \log p_{ic}, \qquad p_i = \mathrm{softmax}(z_i)
@@ -132,57 +184,12 @@ class CrossEntropy(_Element):
             mask = expand_mask(self, mask, shape)
         if target.is_floating_point():
             return self._soft(logits, target, mask, dim)
-        return self._hard(logits, target, mask, dim, shape)
-
-    def _hard(self, logits: Tensor, target: Tensor, mask: Tensor | None, dim: int, shape: torch.Size) -> LossTerms:
-        classes = logits.shape[dim]
         if target.shape != shape:
             raise ValueError(
                 f"CrossEntropy: target must have shape {tuple(shape)} (or {tuple(logits.shape)} as probabilities) "
                 f"for logits {tuple(logits.shape)}, got {tuple(target.shape)}"
             )
-        target = target.long()
-        valid = self._valid(target, mask)
-        if valid is not None:
-            target = target.masked_fill(~valid, 0)
-            logits = logits.masked_fill(~valid.unsqueeze(dim), 0.0)
-        if self._may_look(target):
-            low, high = (int(edge) for edge in target.aminmax())
-            if low < 0 or high >= classes:
-                raise ValueError(
-                    f"CrossEntropy: target must be in [0, {classes}) or ignore_index={self.ignore_index}, "
-                    f"got {low if low < 0 else high}"
-                )
-        if self.logits is not None:
-            logits = self.logits(logits, target, dim=dim)
-        weight, smoothing = self._class_weight(classes, logits), value_of(self.label_smoothing)
-        smooth = isinstance(smoothing, Tensor) or smoothing > 0.0
-        if weight is None and not smooth:
-            loss = nn.functional.cross_entropy(logits, target, reduction="none")
-            log_pt = -loss
-        else:
-            log_p = logits.log_softmax(dim)
-            log_pt = log_p.gather(dim, target.unsqueeze(dim)).squeeze(dim)
-            at_target = 1.0 if weight is None else weight[target]
-            loss = -(1.0 - smoothing) * at_target * log_pt
-            if smooth:
-                share = smoothing / classes
-                loss = loss - share * (log_p if weight is None else _times(_along(weight, log_p, dim), log_p)).sum(dim)
-        log_qt: Tensor | None = None
-        if classes == 2:
-            margin = (logits.select(dim, 1) - logits.select(dim, 0)) * (2 * target - 1)
-            log_pt, log_qt = logsigmoid(margin), logsigmoid(-margin)
-            log_qt = mask_out(log_qt, valid, NEUTRAL_LOG_PT)
-        return LossTerms(
-            loss=mask_out(loss, valid, 0.0),
-            mask=valid,
-            log_pt=mask_out(log_pt, valid, NEUTRAL_LOG_PT),
-            log_qt=log_qt,
-            target=target,
-            category=target,
-            num_classes=classes,
-            norm=None if weight is None else weight[target],
-        )
+        return self._indexed(logits, target, mask, dim)
 
     def _soft(self, logits: Tensor, target: Tensor, mask: Tensor | None, dim: int) -> LossTerms:
         classes = logits.shape[dim]

@@ -1,0 +1,116 @@
+"""Criteria for language models: one loss per token."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from reweigh.weighting.frequency import ClassTable, Values
+from reweigh.weighting.schedules import Schedule
+from reweigh.weighting.terms import NEUTRAL_LOG_PT, LossTerms
+
+from ..logits import LogitTransform
+from .base import _kind, expand_mask, upcast
+from .element import SoftmaxCriterion
+
+
+@final
+class CausalLM(SoftmaxCriterion):
+    r"""Next-token cross-entropy, one term per label, with the causal shift inside.
+
+    .. math:: \ell_{bt} = -\log p(y_{bt} \mid \text{logits}_{b,t-1})
+
+    Terms stand where their labels stand: ``(B, T)``, the first of each sequence masked under ``shift``. Masks, sample
+    weights and statistics given at the call are therefore aligned with the labels. The other arguments are those of
+    :class:`~reweigh.losses.CrossEntropy`.
+
+    Provides ``loss``, ``log_pt``, ``target`` and ``category`` (the token).
+
+    Args:
+        shift: Logits at t predict the label at t + 1 (labels as the tokenizer gives them). False where the labels are
+            shifted already.
+        weight: Per-token weights with torch's meaning and denominator.
+        ignore_index: Labels with this value are removed.
+        label_smoothing: In [0, 1], or a schedule.
+        logits: A transform applied to the logits first.
+        validate: As in :class:`~reweigh.losses.CrossEntropy`.
+
+    Shapes:
+        ``logits (B, T, V)``, ``labels (B, T)``; terms ``(B, T)``.
+
+    Raises:
+        TypeError: If ``logits`` is not floating-point or ``labels`` not integer.
+        ValueError: If shapes do not fit or a label is out of range.
+
+    Example:
+        >>> import torch
+        >>> CausalLM().terms(torch.zeros(1, 3, 4), torch.tensor([[1, 2, -100]])).loss
+        tensor([[0.0000, 1.3863, 0.0000]])
+    """
+
+    provides = frozenset({"loss", "log_pt", "target", "category"})
+    target_name = "labels"
+
+    def __init__(
+        self,
+        *,
+        shift: bool = True,
+        weight: Values | str | ClassTable | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float | Schedule = 0.0,
+        logits: LogitTransform | None = None,
+        validate: bool | None = None,
+    ) -> None:
+        super().__init__(weight, ignore_index, label_smoothing, logits, validate)
+        self.shift = shift
+
+    def measure(self, *inputs: Any, mask: Tensor | None) -> LossTerms:
+        if len(inputs) != 2:
+            raise TypeError(f"CausalLM: takes (logits, labels), got {len(inputs)} inputs")
+        logits, labels = upcast(self, "logits", inputs[0]), inputs[1]
+        if (
+            not isinstance(labels, Tensor)
+            or labels.is_floating_point()
+            or labels.is_complex()
+            or labels.dtype == torch.bool
+        ):
+            raise TypeError(f"CausalLM: labels must be token indices, got {_kind(labels)}")
+        if logits.ndim != 3 or logits.shape[-1] == 0 or labels.shape != logits.shape[:2]:
+            raise ValueError(
+                "CausalLM: logits must be (B, T, V) and labels (B, T), "
+                f"got {tuple(logits.shape)} and {tuple(labels.shape)}"
+            )
+        if mask is not None:
+            mask = expand_mask(self, mask, labels.shape)
+        first = int(self.shift and labels.shape[1] > 0)
+        if first:
+            logits, labels = logits[:, :-1], labels[:, 1:]
+            mask = None if mask is None else mask[:, 1:]
+        rows, length = labels.shape
+        flat = self._indexed(
+            logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), None if mask is None else mask.reshape(-1), 1
+        )
+        valid = torch.ones_like(labels, dtype=torch.bool) if flat.mask is None else flat.mask.reshape(rows, length)
+
+        def place(value: Tensor | None, fill: float) -> Tensor | None:
+            return None if value is None else pad(value.reshape(rows, length), (first, 0), value=fill)
+
+        target = place(flat.target, 0)
+        return LossTerms(
+            loss=pad(flat.loss.reshape(rows, length), (first, 0)),
+            mask=flat.mask if flat.mask is None and not first else pad(valid, (first, 0), value=False),
+            log_pt=place(flat.log_pt, NEUTRAL_LOG_PT),
+            log_qt=place(flat.log_qt, NEUTRAL_LOG_PT),
+            target=target,
+            category=target,
+            num_classes=flat.num_classes,
+            norm=place(flat.norm, 0.0),
+        )
+
+    def example_inputs(self, batch: int = 8, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        logits = torch.randn(batch, 3, 4, generator=generator, dtype=torch.float64) * 2
+        return logits.to(dtype), torch.randint(4, (batch, 3), generator=generator)

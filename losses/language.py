@@ -1,0 +1,155 @@
+"""Named objectives for language models."""
+
+from __future__ import annotations
+
+from typing import Literal, final
+
+from reweigh.weighting.frequency import Values
+from reweigh.weighting.schedules import Schedule
+from reweigh.weighting.token import TLDR, PowerLawDecay
+
+from .criteria.language import CausalLM
+from .objective import Objective
+from .reductions import Reduction, ReductionName
+from .registry import method
+
+
+@method(
+    "power_law_decay",
+    paper="Power-Law Decay Loss for Large Language Model Finetuning: A Theory Perspective",
+    venue="arXiv 2505.16900, 2025",
+    official="shaojintian/power_law_decay@828db8e8 trainer.py",
+    defaults={
+        "alpha": ("1.0", "authors' code"),
+        "eps": ("1.0", "ours, Laplace; the authors' is 1e-7"),
+        "reduction": ("'weighted_mean'", "authors' code; the paper's formula is the plain sum"),
+    },
+    deviations=(
+        "eps is 1 instead of 1e-7, so that an unseen token does not own the batch.",
+        "All labels ignored gives 0 attached to the graph; the authors' constant leaves DDP waiting for a gradient.",
+    ),
+    neutral={"counts": [50, 20, 6, 1], "alpha": 0.0},
+    examples=({"counts": [50, 20, 6, 1]}, {"counts": [50, 20, 6, 0], "alpha": 0.25, "shift": False}),
+)
+@final
+class PowerLawDecayLoss(Objective):
+    r"""Causal language-model loss that gives rare tokens more weight.
+
+    .. math:: L = \frac{\sum_t w_t\,\mathrm{CE}_t}{\sum_t w_t}, \qquad w_t = (n_{y_t} + \epsilon)^{-\alpha}
+
+    - :math:`n_v`: ``counts[v]``; :math:`\alpha`: ``alpha``; :math:`\epsilon`: ``eps``
+    - :math:`\mathrm{CE}_t`: cross-entropy of label t
+
+    Weights:
+        Positive constants. ``alpha=0`` is neutral: the token mean.
+
+    State and cadence:
+        None, unless ``counts`` is ``None``: then the counts, set by the ``fit`` event.
+
+    Use when:
+        Rare tokens and diversity matter more than perplexity.
+    Avoid when:
+        Perplexity is what you are judged by. Start at ``alpha=0.25``.
+
+    Deviations:
+        ``eps`` defaults to 1. Under accumulation the batch's own denominator is not the global one: pass
+        ``num_items=`` the global sum of weights, or ``reduction="mean"``.
+
+    Args:
+        counts: Occurrences per token ``(V,)``, counts or frequencies; ``None`` to receive them by the ``fit`` event.
+        alpha: Exponent, or a schedule. Default 1.0 (authors' code).
+        eps: Added to the counts, > 0. Default 1.0 (ours).
+        shift: Logits at t predict the label at t + 1.
+        ignore_index: Labels with this value are removed.
+        reduction: See :mod:`reweigh.losses.reductions`. Default ``"weighted_mean"`` (authors' code).
+
+    Shapes:
+        ``(logits (B, T, V), labels (B, T))``; scalar unless ``"none"``.
+
+    Example:
+        >>> import torch
+        >>> loss = PowerLawDecayLoss([90, 9, 1], alpha=0.5)
+        >>> round(loss(torch.zeros(1, 3, 3), torch.tensor([[0, 1, 2]])).item(), 4)
+        1.0986
+
+    References:
+        "Power-Law Decay Loss for Large Language Model Finetuning: A Theory Perspective", arXiv 2505.16900, 2025.
+    """
+
+    def __init__(
+        self,
+        counts: Values | None = None,
+        *,
+        alpha: float | Schedule = 1.0,
+        eps: float = 1.0,
+        shift: bool = True,
+        ignore_index: int = -100,
+        reduction: Reduction | ReductionName = "weighted_mean",
+    ) -> None:
+        super().__init__(
+            CausalLM(shift=shift, ignore_index=ignore_index), PowerLawDecay(counts, alpha=alpha, eps=eps), reduction
+        )
+
+
+@method(
+    "tldr",
+    paper="TLDR: Token Loss Dynamic Reweighting for Reducing Repetitive Utterance Generation",
+    venue="arXiv 2003.11963, 2020",
+    official="ShaojieJiang/tldr@c878ed10 parlai/core/torch_generator_agent.py",
+    defaults={"level": ("'token'", "authors' code"), "reduction": ("'mean'", "authors' code: tokens, not weights")},
+    deviations=(
+        "Padding is left out of sequence means.",
+        "The same formula in training and evaluation; components() has the plain loss beside it.",
+    ),
+    examples=({}, {"level": "sequence"}, {"shift": False}),
+)
+@final
+class TLDRLoss(Objective):
+    r"""Causal language-model loss that turns down the tokens (or sequences) the model already knows.
+
+    .. math:: L = \frac{1}{n} \sum_t (\cos(\pi p_t) + 1)\,\mathrm{CE}_t
+
+    - :math:`p_t`: probability of label t, or its mean over the sequence; n: number of valid labels
+
+    Weights:
+        In [0, 2], differentiated (paper). No argument is neutral: a model that knows nothing only sees twice the loss.
+
+    State and cadence:
+        None.
+
+    Use when:
+        Dialogue models repeat themselves (the paper's setting).
+    Avoid when:
+        A gain on a small language model is expected: none was measured.
+
+    Deviations:
+        Padding is left out of sequence means; evaluation uses the same formula as training.
+
+    Args:
+        level: ``"token"`` or ``"sequence"``. Default "token" (authors' code).
+        shift: Logits at t predict the label at t + 1.
+        ignore_index: Labels with this value are removed.
+        reduction: See :mod:`reweigh.losses.reductions`. Default ``"mean"`` (authors' code).
+
+    Shapes:
+        ``(logits (B, T, V), labels (B, T))``; scalar unless ``"none"``.
+
+    Example:
+        >>> import torch
+        >>> round(TLDRLoss()(torch.zeros(1, 2, 2), torch.tensor([[0, 1]])).item(), 4)
+        0.6931
+
+    References:
+        S. Jiang, T. Wolf, C. Monz, M. de Rijke, "TLDR: Token Loss Dynamic Reweighting for Reducing Repetitive Utterance
+        Generation", arXiv 2003.11963, 2020.
+    """
+
+    def __init__(
+        self,
+        *,
+        level: Literal["token", "sequence"] = "token",
+        shift: bool = True,
+        ignore_index: int = -100,
+        reduction: Reduction | ReductionName = "mean",
+    ) -> None:
+        super().__init__(CausalLM(shift=shift, ignore_index=ignore_index), TLDR(level=level), reduction)
