@@ -5,6 +5,6 @@ They work with ``pytorch_lightning`` and with ``lightning.pytorch``.
 
 from .driver import WeightingCallback
 from .monitor import WeightingMonitor
-from .statistics import FitStatistics, class_counts
+from .statistics import FitStatistics
 
-__all__ = ["FitStatistics", "WeightingCallback", "WeightingMonitor", "class_counts"]
+__all__ = ["FitStatistics", "WeightingCallback", "WeightingMonitor"]

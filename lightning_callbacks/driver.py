@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
 from typing import Any, final
 
 from torch import nn
@@ -11,6 +10,7 @@ from torch.utils.data import WeightedRandomSampler
 
 from reweigh.weighting.base import learned_parameters
 from reweigh.weighting.config import check_whole
+from reweigh.weighting.counting import loaders
 from reweigh.weighting.dynamics import Dynamic, Event, drive
 from reweigh.weighting.frequency import ClassCounts, ClassTable
 
@@ -228,19 +228,6 @@ def _warn_if_reweighted_twice(trainer: Any, found: list[tuple[str, Dynamic]]) ->
             f"({type(module).__name__}) weighs classes as well, so rare classes count twice; keep one of the two",
             stacklevel=3,
         )
-
-
-def loaders(data: Any) -> Iterable[Any]:
-    """The loaders in what Lightning calls a collection of dataloaders."""
-    if isinstance(data, Mapping):
-        data = list(data.values())
-    elif hasattr(data, "flattened"):  # CombinedLoader
-        data = data.flattened
-    if isinstance(data, (list, tuple)):
-        for part in data:
-            yield from loaders(part)
-    elif data is not None:
-        yield data
 
 
 def _resamples(loader: Any) -> bool:

@@ -18,9 +18,9 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from reweigh.lightning_callbacks import FitStatistics, WeightingCallback, class_counts
+from reweigh.lightning_callbacks import FitStatistics, WeightingCallback
 from reweigh.losses import BinaryCrossEntropy, CrossEntropy, FocalLoss, LogitAdjustment, Objective
-from reweigh.weighting import InverseFrequency
+from reweigh.weighting import InverseFrequency, class_counts
 
 pytestmark = QUIET
 BOTH = ["pytorch_lightning", "lightning.pytorch"]

@@ -21,6 +21,7 @@ from .base import available as available
 from .base import create as create
 from .base import method as method
 from .base import registry as registry
+from .counting import class_counts
 from .difficulty import Focal, InverseClassLoss
 from .dynamics import Dynamic, Event, drive, dynamics
 from .frequency import ClassTable, ClassWeight, CountTable, EffectiveNumber, InverseFrequency, PositiveBalance
@@ -62,6 +63,7 @@ __all__ = [
     "Warmup",
     "Weighting",
     "Where",
+    "class_counts",
     "drive",
     "dynamics",
     "learned_parameters",
