@@ -64,7 +64,8 @@ class FocalLoss(Objective):
     Use when:
         Easy terms drown the rest; calibration matters (focal lowers over-confidence).
     Avoid when:
-        The tail of a long-tailed problem is what you want: class weights and logit adjustment do far more.
+        The tail of a long-tailed problem is what you want: class weights and logit adjustment do far more (see the
+        suite ``digits_lt50``).
 
     Deviations:
         ``mean`` divides by the number of valid terms (by the sum of ``weight`` where given), not by the number of

@@ -49,7 +49,7 @@ class PowerLawDecayLoss(Objective):
     Use when:
         Rare tokens and diversity matter more than perplexity.
     Avoid when:
-        Perplexity is what you are judged by. Start at ``alpha=0.25``.
+        Perplexity is what you are judged by: frequent tokens are given up for rare ones. Small ``alpha`` is milder.
 
     Deviations:
         ``eps`` defaults to 1. Under accumulation the batch's own denominator is not the global one: pass
@@ -120,7 +120,7 @@ class TLDRLoss(Objective):
     Use when:
         Dialogue models repeat themselves (the paper's setting).
     Avoid when:
-        A gain on a small language model is expected: none was measured.
+        Terms are noisy: like focal, it favours what the model gets wrong.
 
     Deviations:
         Padding is left out of sequence means; evaluation uses the same formula as training.

@@ -231,7 +231,7 @@ class InverseFrequency(CountTable):
         (:class:`~reweigh.lightning_callbacks.FitStatistics` sends it), equal on all ranks and saved.
 
     Use when:
-        Rare classes matter as much as frequent ones; ``power=0.5`` keeps most of the gain at less cost to the head.
+        Rare classes matter as much as frequent ones; ``power=0.5`` is the milder choice.
     Avoid when:
         The rarest class has a handful of noisy samples: their weight explodes (:class:`EffectiveNumber` bounds it).
         Predicted probabilities must stay calibrated.

@@ -22,12 +22,11 @@ from .terms import LossTerms
     venue="arXiv 2505.16900, 2025",
     official="shaojintian/power_law_decay@828db8e8 trainer.py",
     defaults={
-        "alpha": ("1.0", "authors' code; first measurements favour 0.25 to 0.5"),
+        "alpha": ("1.0", "authors' code"),
         "eps": ("1.0", "ours, Laplace; the authors' 1e-7 lets one unseen token own the batch"),
     },
     deviations=(
-        "eps is added to counts as 1, not 1e-7: a target that the counts have never seen then weighs as much as one "
-        "that was seen never but once more, not 1e7.",
+        "eps is 1, not 1e-7: a target that the counts have never seen then weighs 1, not 1e7 (alpha 1).",
         "A token beyond the table is a ValueError, not an IndexError.",
     ),
     neutral={"counts": [50, 20, 6, 1], "alpha": 0.0},
@@ -54,7 +53,7 @@ class PowerLawDecay(CountTable):
     Use when:
         Generated text is dull: rare tokens and diversity matter more than perplexity.
     Avoid when:
-        Perplexity is what you are judged by: it rises. Start at ``alpha=0.25``.
+        Perplexity is what you are judged by: frequent tokens are given up for rare ones. Small ``alpha`` is milder.
 
     Deviations:
         ``eps`` defaults to 1 (Laplace) instead of 1e-7.
@@ -126,7 +125,7 @@ class TLDR(Weighting):
     Use when:
         Dialogue models repeat themselves (the paper's setting, encoder-decoder chit-chat).
     Avoid when:
-        A gain on a small language model is expected: none was measured.
+        Terms are noisy: like focal, it favours what the model gets wrong.
 
     Deviations:
         Padding is left out of sequence means, and evaluation uses the same formula as training.
