@@ -17,12 +17,16 @@ from torch import Tensor
 from reweigh.weighting.conformance import pickled, require, require_close
 from reweigh.weighting.dynamics import dynamics
 from reweigh.weighting.frequency import ClassCounts
-from reweigh.weighting.terms import NEUTRAL_LOG_PT, LossTerms
+from reweigh.weighting.terms import NEUTRAL_LOG_PT
 
 from .criteria.base import Criterion
+from .criteria.element import BinaryCrossEntropy, CrossEntropy
 from .objective import Objective
 
 SIZE = 8
+
+CRITERION_FOR: dict[str, Callable[[], Criterion]] = {"class": CrossEntropy, "binary": BinaryCrossEntropy}
+"""Makers of a criterion by what a weighting acts on (``Method.acts_on``)."""
 
 
 def objective_checks() -> list[Callable[[Objective], None]]:
@@ -55,13 +59,16 @@ def check_objective(objective: Objective, *, compiled: bool = True) -> None:
     Raises:
         AssertionError: Naming the first promise that does not hold.
     """
-    innermost: Criterion = objective
-    while isinstance(innermost, Objective):
-        innermost = innermost.criterion
-    check_criterion(innermost)
+    check_criterion(_innermost(objective))
     for check in objective_checks():
         if compiled or check is not check_compile:
             check(ready(objective))
+
+
+def _innermost(criterion: Criterion) -> Criterion:
+    while isinstance(criterion, Objective):
+        criterion = criterion.criterion
+    return criterion
 
 
 def ready(objective: Objective) -> Objective:
@@ -90,8 +97,12 @@ def check_criterion(criterion: Criterion) -> None:
         require(value is None or value.shape == terms.loss.shape, f"{name!r} has the terms' shape", criterion)
     half = criterion.terms(inputs[0].half(), *inputs[1:])
     require(half.loss.dtype in (torch.float32, torch.float64), "losses are at least float32", criterion)
-    mask = _mask(terms) if terms.mask is None else _mask(terms) & terms.mask
-    kept = criterion.terms(*inputs, mask=mask)
+    if not criterion.independent:
+        return  # what one sample's terms are depends on who else is there
+    per_sample = torch.arange(terms.loss.shape[0]) % 3 != 1
+    mask = terms.spread(per_sample).expand(terms.loss.shape)
+    mask = mask if terms.mask is None else mask & terms.mask
+    kept = criterion.terms(*inputs, mask=per_sample)
     away = ~mask
     require(kept.mask is not None and torch.equal(kept.mask, mask), "the mask is handed on", criterion)
     require(bool((kept.loss[away] == 0).all()), "masked losses are exactly 0", criterion)
@@ -101,13 +112,10 @@ def check_criterion(criterion: Criterion) -> None:
     require_close(kept.loss[mask], terms.loss[mask], "the mask leaves other losses alone", criterion)
 
 
-def _mask(terms: LossTerms) -> Tensor:
-    per_sample = torch.arange(terms.loss.shape[0]) % 3 != 1
-    return terms.spread(per_sample).expand(terms.loss.shape)
-
-
-def _meta(size: int = SIZE) -> dict[str, Tensor]:
-    """Groups and indices, which any objective accepts."""
+def _meta(objective: Objective, size: int = SIZE) -> dict[str, Tensor]:
+    """Groups and indices, which any objective with terms per sample accepts."""
+    if _innermost(objective).pools:
+        return {}
     return {"group": torch.arange(size) % 3, "index": torch.arange(size)}
 
 
@@ -132,9 +140,9 @@ def check_value(objective: Objective) -> None:
     inputs = objective.example_inputs(SIZE)
     before = [value.clone() if isinstance(value, Tensor) else value for value in inputs]
     with torch.no_grad():
-        objective(*inputs, **_meta())
+        objective(*inputs, **_meta(objective))
         require(not torch.is_grad_enabled(), "the grad mode is left alone", objective)
-    value, grad = _grad(objective, inputs, **_meta())
+    value, grad = _grad(objective, inputs, **_meta(objective))
     require(bool(torch.isfinite(value).all()), "the loss is finite", objective)
     require(value.ndim == 0 or objective.reduction.name == "none", "the loss is a scalar", objective)
     require(bool(torch.isfinite(grad).all()) and bool((grad != 0).any()), "there is a gradient", objective)
@@ -146,10 +154,11 @@ def check_gradient(objective: Objective) -> None:
     """The gradient is right: float64 gradcheck; with detached weights, that of the same weights as constants."""
     objective.eval()
     inputs = objective.example_inputs(5)
-    meta = _meta(5)
+    meta = _meta(objective, 5)
     nested = isinstance(objective.criterion, Objective)
     if objective.weighting is not None and objective.weighting.detached and not nested:
-        weights = objective.weights(*inputs, **meta)
+        with torch.no_grad():
+            weights = objective._weights(objective.criterion.terms(*inputs, **meta))
         first = inputs[0].detach().clone().requires_grad_()
         terms = objective.criterion.terms(first, *inputs[1:], **meta)
         frozen = objective.reduction(terms.loss * weights, weights, terms)
@@ -168,19 +177,20 @@ def check_masked_means_removed(objective: Objective) -> None:
     objective.eval()
     inputs = objective.example_inputs(SIZE)
     keep = torch.arange(SIZE) % 3 != 1
-    value, grad = _grad(objective, _pick(inputs, keep), **{k: v[keep] for k, v in _meta().items()})
+    value, grad = _grad(objective, _pick(inputs, keep), **{k: v[keep] for k, v in _meta(objective).items()})
     for garbage in (float("nan"), float("inf"), 1e4):
         dirty = (inputs[0].clone(), *inputs[1:])
         dirty[0][~keep] = garbage
-        masked_value, masked_grad = _grad(objective, dirty, mask=keep, **_meta())
-        if masked_value.ndim:
+        masked_value, masked_grad = _grad(objective, dirty, mask=keep, **_meta(objective))
+        per_sample = not _innermost(objective).pools
+        if masked_value.ndim and per_sample:
             require(bool((masked_value[~keep] == 0).all()), "masked losses are exactly 0", objective)
             masked_value = masked_value[keep]
         require_close(masked_value, value, f"masked means removed (value, {garbage} there)", objective)
         require_close(masked_grad[keep], grad, f"masked means removed (gradient, {garbage} there)", objective)
         require(bool((masked_grad[~keep] == 0).all()), "no gradient at masked places", objective)
-        weights = objective.weights(*dirty, mask=keep, **_meta())
-        require(bool((weights[~keep] == 0).all()), "masked weights are 0", objective)
+        weights = objective.weights(*dirty, mask=keep, **_meta(objective))
+        require(not per_sample or bool((weights[~keep] == 0).all()), "masked weights are 0", objective)
 
 
 def check_weight_means_duplication(objective: Objective) -> None:
@@ -188,8 +198,8 @@ def check_weight_means_duplication(objective: Objective) -> None:
     objective.eval()
     inputs, times = objective.example_inputs(SIZE), torch.tensor([1, 2, 0, 3, 1, 1, 2, 0])
     rows = torch.arange(SIZE).repeat_interleave(times)
-    copied = objective(*_pick(inputs, rows), **{name: value[rows] for name, value in _meta().items()})
-    counted = objective(*inputs, sample_weight=times.double(), **_meta())
+    copied = objective(*_pick(inputs, rows), **{name: value[rows] for name, value in _meta(objective).items()})
+    counted = objective(*inputs, sample_weight=times.double(), **_meta(objective))
     require_close(_total(counted), _total(copied), "integer sample_weight means duplication", objective)
 
 
@@ -197,7 +207,7 @@ def check_nothing_counts(objective: Objective) -> None:
     """An empty batch and one that is masked throughout give 0 with a connected zero gradient."""
     full = objective.example_inputs(SIZE)
     nothing = torch.zeros(SIZE, dtype=torch.bool)
-    for inputs, meta in ((_pick(full, nothing), _meta(0)), (full, {"mask": nothing, **_meta()})):
+    for inputs, meta in ((_pick(full, nothing), _meta(objective, 0)), (full, {"mask": nothing, **_meta(objective)})):
         value, grad = _grad(objective, inputs, **meta)
         require(bool((value == 0).all()), "nothing that counts gives 0", objective)
         require(bool((grad == 0).all()), "nothing that counts gives a zero gradient", objective)
@@ -208,12 +218,14 @@ def check_accumulation(objective: Objective) -> None:
     if objective.reduction.name in ("none", "sum", "group_mean") or isinstance(objective.criterion, Objective):
         return
     weighting = objective.weighting
+    if not objective.independent:
+        return
     if weighting is not None and weighting.scope != "local":
         return
     if weighting is not None and not weighting.detached and objective.reduction.name == "weighted_mean":
         return  # gradient flows through the denominator, so no constant can stand for it
     objective.eval()
-    inputs, meta = objective.example_inputs(SIZE), _meta()
+    inputs, meta = objective.example_inputs(SIZE), _meta(objective)
     _, count = objective.parts(*inputs, **meta)
     value, grad = _grad(objective, inputs, **meta)
     for size in (1, 2, 4):
@@ -234,7 +246,7 @@ def check_extremes(objective: Objective) -> None:
         for scale in (0.0, 30.0, 1e3, 1e4):
             inputs = objective.example_inputs(SIZE, dtype=dtype)
             large = (inputs[0].sign() * scale, *inputs[1:])
-            value, grad = _grad(objective, large, **_meta())
+            value, grad = _grad(objective, large, **_meta(objective))
             require(bool(torch.isfinite(value).all()), f"finite loss at {scale:g} in {dtype}", objective)
             require(bool(torch.isfinite(grad).all()), f"finite gradient at {scale:g} in {dtype}", objective)
             require(value.dtype in (torch.float32, torch.float64), "the loss is at least float32", objective)
@@ -245,7 +257,7 @@ def check_evaluation_is_pure(objective: Objective) -> None:
     inputs = objective.example_inputs(SIZE)
     objective.eval()
     before = {name: value.clone() for name, value in objective.state_dict().items()}
-    first, second = objective(*inputs, **_meta()), objective(*inputs, **_meta())
+    first, second = objective(*inputs, **_meta(objective)), objective(*inputs, **_meta(objective))
     require(torch.equal(first, second), "evaluation gives the same twice", objective)
     objective.update("step")
     objective.eval()
@@ -258,8 +270,8 @@ def check_evaluation_is_pure(objective: Objective) -> None:
         part.reset()
     fresh = ready(fresh)
     if not any(part.update_on == "forward" for part in dynamics(fresh)):
-        trained = fresh.train()(*inputs, **_meta())
-        require_close(trained, fresh.eval()(*inputs, **_meta()), "training and evaluation agree", objective)
+        trained = fresh.train()(*inputs, **_meta(objective))
+        require_close(trained, fresh.eval()(*inputs, **_meta(objective)), "training and evaluation agree", objective)
 
 
 def check_introspection(objective: Objective) -> None:
@@ -267,10 +279,12 @@ def check_introspection(objective: Objective) -> None:
     inputs = objective.example_inputs(SIZE)
     before = {name: value.clone() for name, value in objective.state_dict().items()}
     objective.eval()
-    weights, parts = objective.weights(*inputs, **_meta()), objective.components(*inputs, **_meta())
-    require_close(parts.weighted, _total(objective(*inputs, **_meta())), "components give the call's value", objective)
+    weights, parts = objective.weights(*inputs, **_meta(objective)), objective.components(*inputs, **_meta(objective))
+    require_close(
+        parts.weighted, _total(objective(*inputs, **_meta(objective))), "components give the call's value", objective
+    )
     objective.train()
-    objective.weights(*inputs, **_meta())
+    objective.weights(*inputs, **_meta(objective))
     objective.update("step")
     for name, value in objective.state_dict().items():
         require(name.endswith("clock") or torch.equal(value, before[name]), f"weights leaves {name!r} alone", objective)
@@ -285,7 +299,7 @@ def check_introspection(objective: Objective) -> None:
 def _train(objective: Objective, start: int, stop: int) -> list[Tensor]:
     values = []
     for step in range(start, stop):
-        values.append(objective(*objective.example_inputs(SIZE, seed=step), **_meta()).detach().clone())
+        values.append(objective(*objective.example_inputs(SIZE, seed=step), **_meta(objective)).detach().clone())
         objective.update("step", index=step)
         if step % 2:
             objective.update("epoch", index=step // 2)
@@ -313,19 +327,23 @@ def check_copies(objective: Objective) -> None:
 
     inputs = objective.example_inputs(SIZE)
     objective.eval()
-    expected = objective(*inputs, **_meta())
+    expected = objective(*inputs, **_meta(objective))
     for clone in (copy.deepcopy(objective), pickled(objective)):
-        require(torch.equal(clone(*inputs, **_meta()), expected), "copies give the same loss", objective)
+        require(torch.equal(clone(*inputs, **_meta(objective)), expected), "copies give the same loss", objective)
     if "<" not in repr(objective) and type(objective).__module__.startswith("reweigh."):
         rebuilt = ready(eval(repr(objective), {name: getattr(reweigh, name) for name in reweigh.__all__}))
         require(repr(rebuilt) == repr(objective), "repr rebuilds the same repr", objective)
-        require(torch.equal(rebuilt.eval()(*inputs, **_meta()), expected), "eval(repr(x)) is the same loss", objective)
+        require(
+            torch.equal(rebuilt.eval()(*inputs, **_meta(objective)), expected),
+            "eval(repr(x)) is the same loss",
+            objective,
+        )
 
 
 def check_reads_nothing_back(objective: Objective) -> None:
     """Training reads no value back from a device: it runs on tensors that have none."""
     inputs = [value.to("meta") if isinstance(value, Tensor) else value for value in objective.example_inputs(SIZE)]
-    meta = {name: value.to("meta") for name, value in _meta().items()}
+    meta = {name: value.to("meta") for name, value in _meta(objective).items()}
     objective.train().to("meta")
     try:
         value, grad = _grad(objective, tuple(inputs), **meta)
@@ -339,10 +357,10 @@ def check_functional_transforms(objective: Objective) -> None:
     objective.eval()
     batches = [objective.example_inputs(SIZE, seed=seed) for seed in range(2)]
     stacked = [torch.stack(values) for values in zip(*batches, strict=True)]
-    slope = torch.func.grad(lambda first, *rest: _total(objective(first, *rest, **_meta())))
+    slope = torch.func.grad(lambda first, *rest: _total(objective(first, *rest, **_meta(objective))))
     found = torch.func.vmap(slope)(*stacked)
     for row, inputs in zip(found, batches, strict=True):
-        require_close(row, _grad(objective, inputs, **_meta())[1], "vmap of grad equals a loop", objective)
+        require_close(row, _grad(objective, inputs, **_meta(objective))[1], "vmap of grad equals a loop", objective)
 
 
 def check_compile(objective: Objective) -> None:
@@ -353,10 +371,10 @@ def check_compile(objective: Objective) -> None:
     compiled = torch.compile(objective, fullgraph=True, backend="aot_eager")
     for step in range(3):
         inputs = objective.example_inputs(SIZE, seed=step)
-        wanted, slope = _grad(plain, inputs, **_meta())
+        wanted, slope = _grad(plain, inputs, **_meta(objective))
         with torch._dynamo.config.patch(error_on_recompile=step > 0):
             first = inputs[0].detach().clone().requires_grad_()
-            value = compiled(first, *inputs[1:], **_meta())
+            value = compiled(first, *inputs[1:], **_meta(objective))
             (grad,) = torch.autograd.grad(_total(value), first)
         require_close(value, wanted, "torch.compile gives the same value", objective, tol=1e-10)
         require_close(grad, slope, "torch.compile gives the same gradient", objective, tol=1e-10)

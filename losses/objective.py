@@ -84,6 +84,7 @@ class Objective(Criterion):
         self.weighting = weighting
         self.reduction = as_reduction(self, reduction)
         self.provides = criterion.provides if self.reduction.name == "none" else frozenset({"loss"})
+        self.independent = criterion.independent
         for name in sorted(frozenset() if weighting is None else weighting.needs):
             if name in STATISTICS and name not in GIVEN_AT_CALL and name not in criterion.provides:
                 raise TypeError(
@@ -107,7 +108,7 @@ class Objective(Criterion):
         group: Tensor | None = None,
         index: Tensor | None = None,
         num_items: float | Tensor | None = None,
-        **stats: Tensor,
+        **stats: Any,
     ) -> Tensor:
         """The loss.
 
@@ -143,7 +144,7 @@ class Objective(Criterion):
         mask: Tensor | None = None,
         group: Tensor | None = None,
         index: Tensor | None = None,
-        **stats: Tensor,
+        **stats: Any,
     ) -> LossTerms:
         """Terms of the next level: what an outer objective weighs and reduces."""
         terms = self.criterion.terms(*inputs, mask=mask, sample_weight=sample_weight, group=group, index=index, **stats)
@@ -211,9 +212,14 @@ class Objective(Criterion):
 
     @torch.no_grad()
     def weights(self, *inputs: Any, **meta: Any) -> Tensor:
-        """``(*S)`` the weight each term would get, 0 where masked. Changes no state; same arguments as the call."""
+        """The weight each label would get, 0 where masked: the shape of ``reduction="none"``. Changes no state.
+
+        Same arguments as the call. A label of several terms (a soft target of two sides) gets their mean by share.
+        """
         meta.pop("num_items", None)
-        return self._weights(self._look(*inputs, **meta))
+        terms = self._look(*inputs, **meta)
+        weights = self._weights(terms)
+        return weights if terms.share is None else terms.fold(weights * terms.share)
 
     @torch.no_grad()
     def components(self, *inputs: Any, **meta: Any) -> Components:

@@ -2,7 +2,8 @@ r"""Reductions: how weighted terms become smaller. Each is defined by its denomi
 
 Notation: :math:`\ell_i` loss, :math:`w_i` weight, :math:`m_i` how many terms term i stands for (0 where masked,
 ``sample_weight`` where given, else 1), :math:`n_i` what it adds to a mean's denominator (1, or the class weight of a
-criterion with torch's ``weight``).
+criterion with torch's ``weight``). Where a label is several terms (:attr:`LossTerms.share`), m holds each one's share
+as well, and ``none`` adds them up again.
 
 ================= ===================================================== ======================
 name              value                                                 with ``num_items=k``
@@ -93,13 +94,6 @@ def _items(num_items: float | Tensor, like: Tensor) -> float | Tensor:
     return check_number("num_items", "value", num_items, low=0.0, open_low=True)
 
 
-def _multiplied(value: Tensor, terms: LossTerms) -> Tensor:
-    """``m * value``; masked losses are 0 already, so only the multiplicity is left to apply."""
-    if terms.multiplicity is None:
-        return value
-    return value * terms.spread(terms.multiplicity).to(value.dtype)
-
-
 def _mass(terms: LossTerms) -> Tensor:
     """``m * n`` of each term."""
     mass = terms.counts()
@@ -113,9 +107,9 @@ class Mean(Reduction):
     name = "mean"
 
     def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor | float]:
-        if terms.mask is None and terms.multiplicity is None and terms.norm is None:
+        if terms.mask is None and terms.multiplicity is None and terms.norm is None and terms.share is None:
             return weighted.sum(), float(weighted.numel())
-        return _multiplied(weighted, terms).sum(), _mass(terms).sum()
+        return terms.times(weighted).sum(), _mass(terms).sum()
 
 
 @final
@@ -126,7 +120,7 @@ class WeightedMean(Reduction):
 
     def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor | float]:
         mass = _mass(terms)
-        return _multiplied(weighted, terms).sum(), (mass if weights is None else mass * weights).sum()
+        return terms.times(weighted).sum(), (mass if weights is None else mass * weights).sum()
 
 
 class _Undivided(Reduction):
@@ -144,7 +138,7 @@ class _Undivided(Reduction):
     ) -> Tensor:
         if num_items is not None:
             raise ValueError(f"num_items replaces a denominator, and reduction {self.name!r} has none; use 'mean'")
-        return self._finish(_multiplied(weighted, terms))
+        return self._finish(terms.fold(terms.times(weighted)))
 
     @abstractmethod
     def _finish(self, value: Tensor) -> Tensor: ...
@@ -180,7 +174,7 @@ class BatchMean(Reduction):
     name = "batch_mean"
 
     def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor | float]:
-        return _multiplied(weighted, terms).sum(), _per_sample(terms.counts()).amax(-1).sum()
+        return terms.times(weighted).sum(), _per_sample(terms.fold(terms.counts())).amax(-1).sum()
 
 
 @final
@@ -198,7 +192,7 @@ class SequenceMean(Reduction):
             raise ValueError("reduction 'sequence_mean' needs loss terms with at least one dimension, got a scalar")
         whole = terms.multiplicity is not None and terms.multiplicity.ndim == 1
         inner = terms._replace(multiplicity=None) if whole else terms
-        numerator = _per_sample(_multiplied(weighted, inner)).sum(-1)
+        numerator = _per_sample(inner.times(weighted)).sum(-1)
         denominator = _per_sample(_mass(inner)).sum(-1)
         return LossTerms(
             loss=numerator / torch.where(denominator > 0, denominator, torch.ones_like(denominator)),
@@ -211,7 +205,7 @@ class SequenceMean(Reduction):
 
     def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor | float]:
         level = self.lift(weighted, weights, terms)
-        return _multiplied(level.loss, level).sum(), level.counts().sum()
+        return level.times(level.loss).sum(), level.counts().sum()
 
 
 @final
@@ -229,7 +223,7 @@ class GroupMean(Reduction):
         size, members = segment_sum(mass, group), segment_sum(counts, group)
         safe = torch.where(size > 0, size, torch.ones_like(size))
         present = counts / torch.where(members > 0, members, torch.ones_like(members))
-        return (_multiplied(weighted, terms).reshape(-1) / safe).sum(), present.sum()
+        return (terms.times(weighted).reshape(-1) / safe).sum(), present.sum()
 
 
 def _per_sample(value: Tensor) -> Tensor:

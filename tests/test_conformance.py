@@ -5,7 +5,7 @@ import torch
 
 from reweigh import losses, weighting
 from reweigh.losses import BinaryCrossEntropy, CrossEntropy, FromLoss, LogitAdjustment, Objective
-from reweigh.losses.conformance import check_criterion, check_objective, objective_checks
+from reweigh.losses.conformance import CRITERION_FOR, check_criterion, check_objective, objective_checks
 from reweigh.losses.conformance import ready as ready_objective
 from reweigh.weighting import (
     Between,
@@ -45,8 +45,7 @@ def test_objective(name, example, check):
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize(("name", "example"), examples(weighting.registry))
 def test_weighting_in_an_objective(name, example, reduction, check):
-    binary = weighting.registry.record(name).acts_on == "binary"
-    criterion = BinaryCrossEntropy() if binary else CrossEntropy()
+    criterion = CRITERION_FOR[weighting.registry.record(name).acts_on]()
     check(ready_objective(Objective(criterion, weighting.create(name, **example), reduction)))
 
 

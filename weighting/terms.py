@@ -49,6 +49,9 @@ class LossTerms(NamedTuple):
     """``(S[0],)`` or ``(*S)``: how many equal terms this one stands for (``sample_weight``). ``None`` means one."""
     norm: Tensor | None = None
     """``(*S)`` what a term adds to the denominator of a mean instead of 1 (torch's class-weight mean)."""
+    share: Tensor | None = None
+    """``(*S)`` where the last dimension lists the alternatives of one label (the two sides of a soft binary label, the
+    classes of a smoothed one): the share of each, summing to 1. ``None``: every term is a label of its own."""
     extras: Mapping[str, Tensor] | None = None
     """Further statistics by name, from a third-party criterion or given at the call."""
 
@@ -82,7 +85,17 @@ class LossTerms(NamedTuple):
     def counts(self) -> Tensor:
         """``(*S)`` in the loss's dtype: how many terms each one stands for, 0 where masked."""
         ones = torch.ones_like(self.loss) if self.mask is None else self.mask.to(self.loss.dtype)
-        return ones if self.multiplicity is None else ones * self.spread(self.multiplicity).to(ones.dtype)
+        return self.times(ones)
+
+    def times(self, value: Tensor) -> Tensor:
+        """``value`` (``*S``) times what each term stands for: its ``multiplicity`` and its ``share`` of a label."""
+        if self.multiplicity is not None:
+            value = value * self.spread(self.multiplicity).to(value.dtype)
+        return value if self.share is None else value * self.share.to(value.dtype)
+
+    def fold(self, value: Tensor) -> Tensor:
+        """Sum over the alternatives of each label, where terms have any: from ``(*S)`` to one value per label."""
+        return value if self.share is None else value.sum(-1)
 
     def detach(self) -> LossTerms:
         """The same terms, cut from the graph."""

@@ -23,10 +23,21 @@ class Criterion(Dynamic, ABC):
 
     provides: frozenset[str] = frozenset({"loss"})
     """Statistics that its terms always carry."""
+    independent: bool = True
+    """Whether the terms of a sample depend on that sample alone, so that micro-batches can add up to the batch."""
+    pools: bool = False
+    """Whether terms stand for the batch as a whole: then nothing given per sample but its weight has a place."""
+    counts_inside: bool = False
+    """Whether :meth:`measure` takes ``sample_weight`` itself and sets the terms' ``multiplicity``."""
+    accepts: frozenset[str] = frozenset()
+    """Names of further inputs of :meth:`measure` that may be given by keyword."""
 
     @abstractmethod
     def measure(self, *inputs: Any, mask: Tensor | None) -> LossTerms:
-        """Loss terms of the inputs, 0 and neutral where ``mask`` is False or the target is ignored."""
+        """Loss terms of the inputs, 0 and neutral where ``mask`` is False or the target is ignored.
+
+        Gets ``sample_weight=`` (checked, or ``None``) as well under ``counts_inside``, and what ``accepts`` names.
+        """
 
     @abstractmethod
     def example_inputs(self, batch: int = 8, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
@@ -39,7 +50,7 @@ class Criterion(Dynamic, ABC):
         sample_weight: Tensor | None = None,
         group: Tensor | None = None,
         index: Tensor | None = None,
-        **stats: Tensor,
+        **stats: Any,
     ) -> LossTerms:
         """Unreduced loss terms.
 
@@ -59,8 +70,12 @@ class Criterion(Dynamic, ABC):
             found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
             raise TypeError(f"{type(self).__name__}: mask must be a bool tensor (True = counts), got {found}")
         counted = self._counted(mask, sample_weight)
+        given = {name: stats.pop(name) for name in self.accepts & stats.keys()}
+        if self.counts_inside:
+            given["sample_weight"] = None if sample_weight is None else self._checked(sample_weight, mask)
+            sample_weight = None
         try:
-            terms = self.measure(*inputs, mask=counted)
+            terms = self.measure(*inputs, mask=counted, **given)
         except ValueError as error:
             if mask is None and counted is not None:  # what does not fit is the sample_weight
                 raise ValueError(str(error).replace("mask must", "sample_weight must")) from error
@@ -93,8 +108,13 @@ class Criterion(Dynamic, ABC):
         sample_weight: Tensor | None,
         group: Tensor | None,
         index: Tensor | None,
-        stats: dict[str, Tensor],
+        stats: dict[str, Any],
     ) -> LossTerms:
+        for name, value in {"group": group, "index": index, **stats}.items():
+            if self.pools and value is not None:
+                raise ValueError(
+                    f"{type(self).__name__}: {name} has no place here, because its terms stand for the whole batch"
+                )
         if sample_weight is not None:
             terms = terms._replace(multiplicity=self._sample_weight(sample_weight, terms))
         if group is not None:
@@ -112,7 +132,7 @@ class Criterion(Dynamic, ABC):
         return terms
 
     def _check_shape(self, name: str, value: Tensor, terms: LossTerms) -> None:
-        shape = tuple(terms.loss.shape)
+        shape = tuple(terms.loss.shape if terms.share is None else terms.loss.shape[:-1])
         if tuple(value.shape) not in (shape, shape[:1]):
             raise ValueError(
                 f"{type(self).__name__}: {name} must have the terms' shape {shape} or {shape[:1]}, "
@@ -120,12 +140,24 @@ class Criterion(Dynamic, ABC):
             )
 
     def _sample_weight(self, value: Tensor, terms: LossTerms) -> Tensor:
+        value = self._real(value)
+        self._check_shape("sample_weight", value, terms)
+        return self._in_range(_only_counted(value.to(terms.loss.dtype), terms))
+
+    def _checked(self, value: Tensor, mask: Tensor | None) -> Tensor:
+        """A sample weight whose shape :meth:`measure` has to check."""
+        value = self._real(value)
+        covered = mask_out(value, mask, 0.0) if mask is not None and mask.shape == value.shape else value
+        return self._in_range(covered)
+
+    def _real(self, value: Tensor) -> Tensor:
         if not isinstance(value, Tensor) or value.is_complex():
             raise TypeError(f"{type(self).__name__}: sample_weight must be a real tensor, got {_kind(value)}")
         if value.ndim > 1 and value.shape[1:].numel() == 1:
             value = value.reshape(-1)  # (B, 1) is one weight per sample, whatever the terms' shape
-        self._check_shape("sample_weight", value, terms)
-        value = _only_counted(value.to(terms.loss.dtype), terms)
+        return value if value.is_floating_point() else value.double()
+
+    def _in_range(self, value: Tensor) -> Tensor:
         if readable(value) and value.numel():
             low, high = (float(edge) for edge in value.detach().aminmax())
             if not (low >= 0.0 and high < math.inf):
@@ -154,7 +186,7 @@ def _only_counted(value: Tensor, terms: LossTerms) -> Tensor:
     """What came with the call, 0 where its terms are masked (for one value per sample: where all of them are)."""
     if terms.mask is None or value.ndim == terms.mask.ndim:
         return mask_out(value, terms.mask, 0.0)
-    return mask_out(value, terms.mask.flatten(1).any(1), 0.0)
+    return mask_out(value, terms.mask.flatten(value.ndim).any(-1), 0.0)
 
 
 def _kind(value: object) -> str:
