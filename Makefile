@@ -1,13 +1,14 @@
 # make demo      set up and run the main job: the benchmark on real long-tailed data, with its report
 # make test      set up and run the tests         make test-all   the slow sweeps and the peers as well
 # make lint      ruff and mypy --strict           make docs       build the documentation site
+# make peers     the tests side by side with other libraries, which it installs beside the environment
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint docs clean
+.PHONY: help demo test test-all peers lint docs clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -31,6 +32,15 @@ test: $(VENV)/.made
 
 test-all: $(VENV)/.made
 	@$(BIN)/python -m pytest -n auto -m "slow or not slow"
+
+# Without their dependencies: two of them ask for torchvision, which brings another torch, and no loss needs it.
+$(VENV)/peers/.made: $(VENV)/.made
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps --upgrade \
+	  --target $(VENV)/peers monai pytorch-metric-learning segmentation-models-pytorch timm
+	@touch $@
+
+peers: $(VENV)/peers/.made
+	@PYTHONPATH=$(VENV)/peers $(BIN)/python -m pytest -m peers
 
 # The root is the package, so tools that read source see it through a link that bears the package's name.
 $(VENV)/types/reweigh: $(VENV)/.made

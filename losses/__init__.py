@@ -1,10 +1,19 @@
 """Objectives: criteria, reductions, logit transforms, and the named losses composed of them."""
 
 from . import functional
+from .accumulation import Accumulator
 from .classification import FocalLoss, SigmoidFocalLoss
-from .criteria import BinaryCrossEntropy, CausalLM, Criterion, CrossEntropy, FromLoss
+from .criteria import (
+    BinaryCrossEntropy,
+    CausalLM,
+    ClasswiseCrossEntropy,
+    Criterion,
+    CrossEntropy,
+    FromLoss,
+)
 from .language import PowerLawDecayLoss, TLDRLoss
 from .logits import BalancedSoftmax, Chain, LogitAdjustment, LogitTransform, Temperature, posthoc_logit_adjustment
+from .multilabel import AsymmetricLoss, AsymmetricSingleLabelLoss
 from .objective import Components, Objective
 from .reductions import (
     BatchMean,
@@ -21,11 +30,15 @@ from .registry import create as create
 from .registry import registry as registry
 
 __all__ = [
+    "Accumulator",
+    "AsymmetricLoss",
+    "AsymmetricSingleLabelLoss",
     "BalancedSoftmax",
     "BatchMean",
     "BinaryCrossEntropy",
     "CausalLM",
     "Chain",
+    "ClasswiseCrossEntropy",
     "Components",
     "Criterion",
     "CrossEntropy",
@@ -40,9 +53,9 @@ __all__ = [
     "Reduction",
     "SequenceMean",
     "SigmoidFocalLoss",
-    "Total",
     "TLDRLoss",
     "Temperature",
+    "Total",
     "Unreduced",
     "WeightedMean",
     "functional",

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from reweigh.weighting.config import check_number
-from reweigh.weighting.frequency import Values
+from reweigh.weighting.frequency import Normalization, Values
 
 from .classification import FocalLoss, PerClass, SigmoidFocalLoss
 from .criteria.base import upcast
 from .language import PowerLawDecayLoss, TLDRLoss
 from .logits import posthoc_logit_adjustment
+from .multilabel import AsymmetricLoss, AsymmetricSingleLabelLoss
 from .objective import Objective
 from .reductions import Reduction, ReductionName
 
 __all__ = [
+    "asymmetric_loss",
+    "asymmetric_single_label_loss",
     "focal_loss",
     "posthoc_logit_adjustment",
     "power_law_decay_loss",
@@ -114,6 +118,9 @@ def power_law_decay_loss(
     *,
     alpha: float = 1.0,
     eps: float = 1.0,
+    normalize: Normalization = "none",
+    num_classes: int | None = None,
+    neutral: Sequence[int] | Tensor = (),
     shift: bool = True,
     ignore_index: int = -100,
     reduction: Reduction | ReductionName = "weighted_mean",
@@ -127,8 +134,18 @@ def power_law_decay_loss(
         >>> round(power_law_decay_loss(logits, labels, [9, 5, 3, 1]).item(), 4)
         1.3863
     """
-    loss = PowerLawDecayLoss(counts, alpha=alpha, eps=eps, shift=shift, ignore_index=ignore_index, reduction=reduction)
-    return loss.to(logits.device).forward(logits, labels, **meta)
+    loss = PowerLawDecayLoss(
+        counts,
+        alpha=alpha,
+        eps=eps,
+        normalize=normalize,
+        num_classes=num_classes,
+        neutral=neutral,
+        shift=shift,
+        ignore_index=ignore_index,
+        reduction=reduction,
+    )
+    return _beside(logits, loss).forward(logits, labels, **meta)
 
 
 def tldr_loss(
@@ -150,3 +167,61 @@ def tldr_loss(
     """
     loss = TLDRLoss(level=level, shift=shift, ignore_index=ignore_index, reduction=reduction)
     return loss.forward(logits, labels, **meta)
+
+
+def asymmetric_loss(
+    logits: Tensor,
+    targets: Tensor,
+    gamma_neg: float = 4.0,
+    gamma_pos: float = 1.0,
+    *,
+    clip: float = 0.05,
+    detach: bool = True,
+    weight: PerClass | None = None,
+    pos_weight: float | Values | None = None,
+    ignore_index: int = -1,
+    reduction: Reduction | ReductionName = "mean",
+    **meta: Any,
+) -> Tensor:
+    """Asymmetric loss for multi-label data; see :class:`~reweigh.losses.AsymmetricLoss`.
+
+    Example:
+        >>> import torch
+        >>> round(asymmetric_loss(torch.zeros(2), torch.tensor([0, 1]), clip=0.0).item(), 4)
+        0.1949
+    """
+    loss = AsymmetricLoss(
+        gamma_neg,
+        gamma_pos,
+        clip=clip,
+        detach=detach,
+        weight=weight,
+        pos_weight=pos_weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+    )
+    return _beside(logits, loss).forward(logits, targets, **meta)
+
+
+def asymmetric_single_label_loss(
+    logits: Tensor,
+    target: Tensor,
+    gamma_neg: float = 4.0,
+    gamma_pos: float = 0.0,
+    *,
+    label_smoothing: float = 0.1,
+    ignore_index: int = -100,
+    reduction: Reduction | ReductionName = "mean",
+    **meta: Any,
+) -> Tensor:
+    """Asymmetric loss for single-label data; see :class:`~reweigh.losses.AsymmetricSingleLabelLoss`.
+
+    Example:
+        >>> import torch
+        >>> round(asymmetric_single_label_loss(torch.zeros(1, 2), torch.tensor([0])).item(), 4)
+        0.6607
+    """
+    loss = AsymmetricSingleLabelLoss(
+        gamma_neg, gamma_pos, label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction
+    )
+    return loss.forward(logits, target, **meta)

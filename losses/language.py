@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, final
 
-from reweigh.weighting.frequency import Values
+import torch
+from torch import Tensor
+
+from reweigh.weighting.config import readable
+from reweigh.weighting.frequency import Normalization, Values
 from reweigh.weighting.schedules import Schedule
 from reweigh.weighting.token import TLDR, PowerLawDecay
 
+from .criteria.base import _kind, expand_mask
 from .criteria.language import CausalLM
 from .objective import Objective
 from .reductions import Reduction, ReductionName
 from .registry import method
+
+_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
 
 @method(
@@ -52,13 +60,18 @@ class PowerLawDecayLoss(Objective):
         Perplexity is what you are judged by: frequent tokens are given up for rare ones. Small ``alpha`` is milder.
 
     Deviations:
-        ``eps`` defaults to 1. Under accumulation the batch's own denominator is not the global one: pass
-        ``num_items=`` the global sum of weights, or ``reduction="mean"``.
+        ``eps`` defaults to 1. Under accumulation the batch's own denominator is not the global one: train through an
+        :class:`~reweigh.losses.Accumulator`, or pass ``num_items=`` the global sum of :meth:`total_weight`.
 
     Args:
-        counts: Occurrences per token ``(V,)``, counts or frequencies; ``None`` to receive them by the ``fit`` event.
+        counts: Occurrences per token ``(V,)``, counts (:func:`~reweigh.weighting.token_counts`) or frequencies;
+            ``None`` to receive them by the ``fit`` event.
         alpha: Exponent, or a schedule. Default 1.0 (authors' code).
         eps: Added to the counts, > 0. Default 1.0 (ours).
+        normalize: As in :class:`~reweigh.weighting.PowerLawDecay`. It cancels in ``"weighted_mean"`` and sets the scale
+            of the other reductions. Default ``"none"`` (authors' code).
+        num_classes: Width of the logits; shorter counts are continued by zeros.
+        neutral: Ids that get the mean weight of the counted text: ``tokenizer.all_special_ids``. Default none.
         shift: Logits at t predict the label at t + 1.
         ignore_index: Labels with this value are removed.
         reduction: See :mod:`reweigh.losses.reductions`. Default ``"weighted_mean"`` (authors' code).
@@ -82,13 +95,69 @@ class PowerLawDecayLoss(Objective):
         *,
         alpha: float | Schedule = 1.0,
         eps: float = 1.0,
+        normalize: Normalization = "none",
+        num_classes: int | None = None,
+        neutral: Sequence[int] | Tensor = (),
         shift: bool = True,
         ignore_index: int = -100,
         reduction: Reduction | ReductionName = "weighted_mean",
     ) -> None:
-        super().__init__(
-            CausalLM(shift=shift, ignore_index=ignore_index), PowerLawDecay(counts, alpha=alpha, eps=eps), reduction
+        decay = PowerLawDecay(
+            counts, alpha=alpha, eps=eps, normalize=normalize, num_classes=num_classes, neutral=neutral
         )
+        super().__init__(CausalLM(shift=shift, ignore_index=ignore_index), decay, reduction)
+
+    @torch.no_grad()
+    def total_weight(self, labels: Tensor, mask: Tensor | None = None) -> Tensor:
+        r"""Sum of the weights of the labels that count, which needs no logits.
+
+        .. math:: D = \sum_t w_{y_t}
+
+        This is the denominator of ``"weighted_mean"``, so that ``num_items=`` is known before the first forward of a
+        step: add it over micro-batches and ranks. Labels that are ignored, masked, or (under ``shift``) first in their
+        sequence add nothing.
+
+        Args:
+            labels: ``(B, T)`` token ids, as in the call.
+            mask: Bool, True = counts; ``(B, T)`` or ``(B,)``.
+
+        Returns:
+            0-d float64.
+
+        Raises:
+            TypeError: If ``labels`` are not integers.
+            ValueError: If shapes do not fit, a label is out of range, or the counts are not known yet.
+
+        Example:
+            >>> import torch
+            >>> PowerLawDecayLoss([3, 1], shift=False).total_weight(torch.tensor([[0, 1, -100]]))
+            tensor(0.7500, dtype=torch.float64)
+        """
+        criterion, decay = self.criterion, self.weighting
+        if not isinstance(criterion, CausalLM) or not isinstance(decay, PowerLawDecay):
+            raise TypeError(
+                f"PowerLawDecayLoss: total_weight needs its own criterion and weighting, got {criterion!r}, {decay!r}"
+            )
+        if not isinstance(labels, Tensor) or labels.dtype not in _INTEGERS:
+            raise TypeError(f"PowerLawDecayLoss: labels must be token indices, got {_kind(labels)}")
+        if labels.ndim != 2:
+            raise ValueError(f"PowerLawDecayLoss: labels must be (B, T), got {tuple(labels.shape)}")
+        table = decay.table()
+        valid = labels != criterion.ignore_index
+        if mask is not None:
+            valid = valid & expand_mask(self, mask, labels.shape)
+        if criterion.shift:
+            labels, valid = labels[:, 1:], valid[:, 1:]
+        at = labels.long().masked_fill(~valid, 0)
+        if readable(at) and at.numel():
+            low, high = (int(edge) for edge in at.aminmax())
+            if low < 0 or high >= table.numel():
+                raise ValueError(
+                    f"PowerLawDecayLoss: labels must be in [0, {table.numel()}) or "
+                    f"ignore_index={criterion.ignore_index}, "
+                    f"got {low if low < 0 else high}"
+                )
+        return table[at].masked_fill(~valid, 0.0).sum()
 
 
 @method(

@@ -16,6 +16,7 @@ from .algebra import (
     Warmup,
     Where,
 )
+from .asymmetric import AdaptiveAsymmetricFocal, AsymmetricFocal
 from .base import Scope, Weighting, learned_parameters
 from .base import available as available
 from .base import create as create
@@ -28,8 +29,11 @@ from .frequency import ClassTable, ClassWeight, CountTable, EffectiveNumber, Inv
 from .schedules import Cosine, Linear, Piecewise, Schedule
 from .terms import LossTerms
 from .token import TLDR, PowerLawDecay
+from .tokens import token_counts
 
 __all__ = [
+    "AdaptiveAsymmetricFocal",
+    "AsymmetricFocal",
     "Between",
     "ClassTable",
     "ClassWeight",
@@ -67,4 +71,5 @@ __all__ = [
     "drive",
     "dynamics",
     "learned_parameters",
+    "token_counts",
 ]

@@ -32,7 +32,7 @@ class Configured:
         signature = inspect.signature(type(self).__init__)
         bound = signature.bind(self, *args, **kwargs).arguments
         parts: list[str] = []
-        for name, parameter in list(signature.parameters.items())[1:]:
+        for place, (name, parameter) in enumerate(list(signature.parameters.items())[1:]):
             if name not in bound:
                 continue
             value = bound[name]
@@ -43,7 +43,7 @@ class Configured:
             elif parameter.kind is inspect.Parameter.KEYWORD_ONLY:
                 parts.append(f"{name}={_show(value)}")
             else:
-                parts.append(_show(value) if len(parts) < 1 else f"{name}={_show(value)}")
+                parts.append(f"{name}={_show(value)}" if place else _show(value))
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
@@ -148,7 +148,12 @@ def readable(tensor: Tensor, *, wait: bool = False) -> bool:
 
     Elsewhere looking is a graph break, an error, or (on a device, allowed by ``wait``) a synchronisation.
     """
-    if torch.compiler.is_compiling() or tensor.is_meta or (tensor.device.type != "cpu" and not wait):
-        return False
+    return not (tensor.is_meta or (tensor.device.type != "cpu" and not wait) or watched())
+
+
+def watched() -> bool:
+    """Whether ``torch.compile`` or a ``torch.func`` transform is looking on: plain operations only, and no values."""
+    if torch.compiler.is_compiling():
+        return True
     active = getattr(torch._C, "_are_functorch_transforms_active", None)
-    return not (active is not None and active())
+    return active is not None and bool(active())

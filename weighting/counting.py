@@ -99,17 +99,27 @@ def visit(data: Any, labels: Labels, tally: Tally) -> None:
 
 
 def _visit_loader(loader: DataLoader[Any], labels: Labels, tally: Tally) -> None:
-    dataset, indices = loader.dataset, subset_of(loader)
-    stored = _stored(dataset, labels)
+    indices = subset_of(loader)
+    stored = _stored(loader.dataset, labels)
     if stored is not None:
         tally.add(stored if indices is None else stored[torch.as_tensor(indices)])
         return
-    if isinstance(dataset, IterableDataset):
-        _check_rereadable(dataset)
-    elif indices is not None:
+    if isinstance(loader.dataset, IterableDataset):
+        _check_rereadable(loader.dataset)
+    for batch in in_order(loader):
+        tally.add(_as_targets(_pick(batch, labels)))
+
+
+def in_order(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """A loader of the same data from start to end, with its collate function and workers but not its sampler.
+
+    A ``SubsetRandomSampler``'s indices are respected.
+    """
+    dataset, indices = loader.dataset, subset_of(loader)
+    if indices is not None and not isinstance(dataset, IterableDataset):
         dataset = Subset(dataset, indices)
     unbatched = loader.batch_size is None and loader.batch_sampler is None
-    fresh: DataLoader[Any] = DataLoader(
+    return DataLoader(
         dataset,
         batch_size=None if unbatched else loader.batch_size or 64,
         collate_fn=loader.collate_fn,
@@ -117,8 +127,6 @@ def _visit_loader(loader: DataLoader[Any], labels: Labels, tally: Tally) -> None
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context,
     )
-    for batch in fresh:
-        tally.add(_as_targets(_pick(batch, labels)))
 
 
 def subset_of(loader: DataLoader[Any]) -> list[int] | None:

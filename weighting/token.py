@@ -3,17 +3,51 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, final
 
+import torch
 from torch import Tensor
 
 from .algebra import sum_over
 from .base import Scope, Weighting, method
-from .config import check_choice, check_number
-from .frequency import CountTable, Normalization, Values
+from .config import as_table, check_choice, check_number, owner_name
+from .frequency import ClassCounts, CountTable, Normalization, Values
 from .functional import complement, power_law_decay_weight, tldr_weight
 from .schedules import Schedule, check_hyper, value_of
 from .terms import LossTerms
+
+
+class VocabularyCounts(ClassCounts):
+    """Token counts that may be shorter than the vocabulary: what lies beyond them has never been seen.
+
+    Args:
+        counts: Occurrences per token; ``None`` to wait for the ``fit`` event.
+        num_classes: Size of the vocabulary; shorter counts are continued by zeros. ``None`` takes counts as they are.
+        neutral: ids ``(K,)`` of tokens outside the statistics; some other token must have been counted.
+        owner: Name used in error messages.
+    """
+
+    def __init__(
+        self, counts: Values | None, num_classes: int | None = None, *, neutral: Tensor | None = None, owner: str
+    ) -> None:
+        self.apart = [] if neutral is None else [int(i) for i in neutral]
+        super().__init__(counts, num_classes, owner=owner)
+
+    def _checked(self, name: str, counts: Values) -> Tensor:
+        table = as_table(self.owner, name, counts)
+        if self.num_classes is not None and table.numel() < self.num_classes:
+            table = torch.cat([table, table.new_zeros(self.num_classes - table.numel())])
+        table = super()._checked(name, table)
+        beyond = [i for i in self.apart if i >= table.numel()]
+        if beyond:
+            raise ValueError(f"{self.owner}: neutral must hold ids in [0, {table.numel()}), got {beyond[0]}")
+        if self.apart:
+            rest = table.clone()
+            rest[self.apart] = 0.0
+            if not bool((rest > 0).any()):
+                raise ValueError(f"{self.owner}: {name} must count a token that is not neutral, got none")
+        return table
 
 
 @method(
@@ -28,6 +62,7 @@ from .terms import LossTerms
     deviations=(
         "eps is 1, not 1e-7: a target that the counts have never seen then weighs 1, not 1e7 (alpha 1).",
         "A token beyond the table is a ValueError, not an IndexError.",
+        "neutral= gives tokens outside the counted text (special tokens) the mean weight of that text.",
     ),
     neutral={"counts": [50, 20, 6, 1], "alpha": 0.0},
     examples=({"counts": [50, 20, 6, 0]}, {"counts": [50, 20, 6, 1], "alpha": 0.25, "normalize": "samples"}),
@@ -44,7 +79,8 @@ class PowerLawDecay(CountTable):
 
     Weights:
         Positive. Detached. ``alpha=0`` is neutral, and so are equal counts under ``weighted_mean``. Negative ``alpha``
-        favours frequent tokens.
+        favours frequent tokens. A token with count 0 has the largest weight, :math:`\epsilon^{-\alpha}`: that is meant
+        for rare words, not for special tokens that a text without them was counted on; name those ``neutral``.
 
     State and cadence:
         With ``counts`` given: none. Without: ``counts`` is a buffer set by the ``fit`` event, equal on all ranks and
@@ -56,15 +92,19 @@ class PowerLawDecay(CountTable):
         Perplexity is what you are judged by: frequent tokens are given up for rare ones. Small ``alpha`` is milder.
 
     Deviations:
-        ``eps`` defaults to 1 (Laplace) instead of 1e-7.
+        ``eps`` defaults to 1 (Laplace) instead of 1e-7. ``neutral`` is ours.
 
     Args:
-        counts: Occurrences per token, >= 0; ``None`` to receive them by the ``fit`` event.
+        counts: Occurrences per token, >= 0, such as :func:`~reweigh.weighting.token_counts` gives; ``None`` to receive
+            them by the ``fit`` event.
         alpha: Exponent, finite, or a schedule. Default 1.0 (authors' code).
         eps: Added to the counts, > 0. Default 1.0 (ours).
         normalize: ``"none"`` (the authors' code, which divides by the sum of weights instead), ``"classes"``: the mean
             over tokens seen is 1, ``"samples"``: the mean over the counted text is 1.
-        num_classes: Size of the vocabulary, checked against the counts where given.
+        num_classes: Width of the logits. Shorter counts are continued by zeros (a vocabulary padded to a round number,
+            added tokens); longer ones are an error.
+        neutral: Ids that get the mean weight of the counted text, whatever their own count, which takes no part in the
+            statistics: ``tokenizer.all_special_ids``. Default none.
 
     Shapes:
         Reads ``category`` of shape ``(*S)``; returns ``(*S)``.
@@ -85,13 +125,39 @@ class PowerLawDecay(CountTable):
         eps: float = 1.0,
         normalize: Normalization = "none",
         num_classes: int | None = None,
+        neutral: Sequence[int] | Tensor = (),
     ) -> None:
-        super().__init__(counts, normalize=normalize, num_classes=num_classes)
+        super().__init__(None, normalize=normalize, num_classes=num_classes)
         self.alpha = check_hyper(self, "alpha", alpha, low=-math.inf)
         self.eps = check_number(self, "eps", eps, low=0.0, open_low=True)
+        apart = _token_ids(self, "neutral", neutral)
+        if apart is not None:
+            self.add_table("neutral", apart)
+        self._has_neutral = apart is not None
+        self.counts = VocabularyCounts(counts, num_classes, neutral=apart, owner=type(self).__name__)
+        self.update_on = "fit" if counts is None else "never"
 
     def raw(self, counts: Tensor) -> Tensor:
         return power_law_decay_weight(counts, value_of(self.alpha), self.eps)
+
+    def _formula(self, counts: Tensor) -> Tensor:
+        if not self._has_neutral:
+            return super()._formula(counts)
+        ids = self.get_buffer("neutral")
+        counted = counts.index_fill(0, ids, 0.0)
+        table = super()._formula(counted)
+        return table.index_fill(0, ids, (counted * table).sum() / counted.sum())
+
+
+def _token_ids(owner: object, name: str, ids: Sequence[int] | Tensor) -> Tensor | None:
+    """Different ids as an int64 vector in ascending order, or ``None`` where there are none."""
+    values = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+    for value in values:
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise TypeError(f"{owner_name(owner)}: {name} must hold token ids, got {value!r} ({type(value).__name__})")
+        if value < 0:
+            raise ValueError(f"{owner_name(owner)}: {name} must hold ids >= 0, got {int(value)}")
+    return torch.tensor(sorted({int(value) for value in values})) if values else None
 
 
 @method(

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from reweigh.losses import BalancedSoftmax, BinaryCrossEntropy, CrossEntropy, FocalLoss, Objective, SigmoidFocalLoss
+from reweigh.losses import (
+    AsymmetricLoss,
+    BalancedSoftmax,
+    BinaryCrossEntropy,
+    CrossEntropy,
+    FocalLoss,
+    Objective,
+    SigmoidFocalLoss,
+)
 from reweigh.weighting import Focal, InverseFrequency
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -53,6 +61,7 @@ def cases() -> list[Case]:
         "F.bce_with_logits": functional.binary_cross_entropy_with_logits,
         "Objective(BinaryCrossEntropy())": Objective(BinaryCrossEntropy()),
         "SigmoidFocalLoss()": SigmoidFocalLoss(),
+        "AsymmetricLoss()": AsymmetricLoss(),
     }
     made.append(Case("sigmoid (8192, 80)", logits, (torch.rand(8192, 80, generator=generator) < 0.03).float(), binary))
     return made

@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from reweigh.weighting.config import as_table, check_number, readable
+from reweigh.weighting.config import as_table, check_choice, check_number, readable
 from reweigh.weighting.frequency import ClassTable, Values, class_table
 from reweigh.weighting.schedules import Schedule, check_hyper, value_of
 from reweigh.weighting.terms import NEUTRAL_LOG_PT, LossTerms, mask_out
@@ -21,7 +21,9 @@ from .base import Criterion, _kind, expand_mask, upcast
 
 
 class _Element(Criterion):
-    """Common part of the two cross-entropies."""
+    """Common part of the cross-entropies."""
+
+    target_name = "target"
 
     def __init__(
         self,
@@ -56,6 +58,15 @@ class _Element(Criterion):
         """Whether values are there to be checked, and may be."""
         return self.validate is not False and readable(values, wait=self.validate is True) and values.numel() > 0
 
+    def _check_labels(self, target: Tensor, classes: int) -> None:
+        if self._may_look(target):
+            low, high = (int(edge) for edge in target.aminmax())
+            if low < 0 or high >= classes:
+                raise ValueError(
+                    f"{type(self).__name__}: {self.target_name} must be in [0, {classes}) or "
+                    f"ignore_index={self.ignore_index}, got {low if low < 0 else high}"
+                )
+
     def _valid(self, target: Tensor, mask: Tensor | None) -> Tensor | None:
         """Where terms count; ``None`` where it is known, without asking a device, that all do."""
         kept = target != self.ignore_index
@@ -68,8 +79,6 @@ class _Element(Criterion):
 class SoftmaxCriterion(_Element):
     """Common part of the softmax criteria."""
 
-    target_name = "target"
-
     def _indexed(self, logits: Tensor, target: Tensor, mask: Tensor | None, dim: int) -> LossTerms:
         """Terms of index targets that have the logits' shape without dimension ``dim``."""
         classes = logits.shape[dim]
@@ -78,13 +87,7 @@ class SoftmaxCriterion(_Element):
         if valid is not None:
             target = target.masked_fill(~valid, 0)
             logits = logits.masked_fill(~valid.unsqueeze(dim), 0.0)
-        if self._may_look(target):
-            low, high = (int(edge) for edge in target.aminmax())
-            if low < 0 or high >= classes:
-                raise ValueError(
-                    f"{type(self).__name__}: {self.target_name} must be in [0, {classes}) or "
-                    f"ignore_index={self.ignore_index}, got {low if low < 0 else high}"
-                )
+        self._check_labels(target, classes)
         if self.logits is not None:
             logits = self.logits(logits, target, dim=dim)
         weight, smoothing = self._class_weight(classes, logits), value_of(self.label_smoothing)
@@ -247,8 +250,10 @@ class BinaryCrossEntropy(_Element):
     - :math:`y`: targets in [0, 1], hard, soft or multi-hot; smoothed to :math:`(1-s)y + s/2`
     - :math:`v`: ``weight`` per label; it only multiplies (torch's meaning). :math:`u`: ``pos_weight`` per label
 
-    Provides ``loss``, ``log_pt``, ``log_qt`` (both exact), ``target`` and ``category`` (the label's column). With soft
-    targets :math:`p_t = y p + (1-y)(1-p)`.
+    Under a probability shift m (``shift``) the negative side reads :math:`p_m = \max(p - m, 0)` in place of p, so that
+    negatives below m have no loss and no gradient.
+
+    Provides ``loss``, ``log_pt``, ``log_qt`` (both exact), ``target`` and ``category`` (the label's column).
 
     Args:
         weight: Per-label weights, as in :class:`CrossEntropy`.
@@ -256,11 +261,15 @@ class BinaryCrossEntropy(_Element):
         ignore_index: Targets with this value are removed.
         label_smoothing: Share s of the target 1/2, in [0, 1], or a schedule.
         logits: A transform applied to the logits first.
+        shift: Probability shift m of the negatives, in [0, 1), or a schedule (the asymmetric loss).
+        soft: What a soft target is to a weighting. ``"mixed"``: one term with :math:`p_t = y p + (1-y)(1-p)`.
+            ``"sides"``: two terms, positive with share y and negative with share 1 - y, each weighed for itself.
         validate: Whether values are checked: ``None`` where that costs no waiting (on the CPU), ``True`` on a device
             too, ``False`` never. Shapes and dtypes always are.
 
     Shapes:
-        ``logits`` and ``target`` of the same shape; terms of that shape. A mask may cover whole samples ``(N,)``.
+        ``logits`` and ``target`` of the same shape; terms of that shape, with a last dimension of two under ``"sides"``
+        unless all targets are known to be 0 or 1 (integers on a device are). A mask may cover whole samples ``(N,)``.
 
     Raises:
         TypeError: If ``logits`` is not floating-point or ``target`` is complex.
@@ -282,9 +291,13 @@ class BinaryCrossEntropy(_Element):
         ignore_index: int = -100,
         label_smoothing: float | Schedule = 0.0,
         logits: LogitTransform | None = None,
+        shift: float | Schedule = 0.0,
+        soft: Literal["mixed", "sides"] = "mixed",
         validate: bool | None = None,
     ) -> None:
         super().__init__(weight, ignore_index, label_smoothing, logits, validate)
+        self.shift = check_hyper(self, "shift", shift, low=0.0, high=1.0, open_high=True)
+        self.soft = check_choice(self, "soft", soft, ("mixed", "sides"))
         if pos_weight is not None:
             single = isinstance(pos_weight, (int, float)) or (isinstance(pos_weight, Tensor) and pos_weight.ndim == 0)
             table = [check_number(self, "pos_weight", pos_weight, low=0.0)] if single else pos_weight
@@ -321,21 +334,42 @@ class BinaryCrossEntropy(_Element):
         place = place.expand(logits.shape) if logits.ndim > 1 else torch.zeros_like(logits, dtype=torch.int64)
         if self.logits is not None:
             logits = self.logits(logits, y, dim=dim)
-        smoothing = value_of(self.label_smoothing)
+        smoothing, shift = value_of(self.label_smoothing), value_of(self.shift)
+        shifted = isinstance(shift, Tensor) or shift > 0.0
+        weight = self._class_weight(labels, logits)
         if hard and not isinstance(smoothing, Tensor) and smoothing == 0.0:
-            margin = logits * (2.0 * y - 1.0)
-            log_pt = logsigmoid(margin)
-            log_qt = logsigmoid(-margin)
+            if shifted:
+                positive = y > 0
+                log_q, log_not_q = _shifted(logits, shift)
+                log_pt = torch.where(positive, logsigmoid(logits), log_q)
+                log_qt = torch.where(positive, logsigmoid(-logits), log_not_q)
+            else:
+                margin = logits * (2.0 * y - 1.0)
+                log_pt, log_qt = logsigmoid(margin), logsigmoid(-margin)
             loss = -log_pt
             if self.pos_weight is not None:
                 loss = loss * torch.where(y > 0, self._pos_weight(labels, logits), 1.0)
         else:
-            log_p, log_q = logsigmoid(logits), logsigmoid(-logits)
+            log_p, log_not_p = logsigmoid(logits), logsigmoid(-logits)
+            log_q, log_not_q = _shifted(logits, shift) if shifted else (log_not_p, log_p)
             smooth = y * (1.0 - smoothing) + 0.5 * smoothing
-            on_positive = smooth if self.pos_weight is None else smooth * self._pos_weight(labels, logits)
-            loss = -_times(on_positive, log_p) - _times(1.0 - smooth, log_q)
-            log_pt, log_qt = _two_sided(y, log_p, log_q)
-        weight = self._class_weight(labels, logits)
+            times = torch.ones_like(log_p) if self.pos_weight is None else self._pos_weight(labels, logits)
+            if self.soft == "sides":
+                share = torch.stack((smooth, 1.0 - smooth), -1)
+                present = share > 0 if valid is None else (share > 0) & valid.unsqueeze(-1)
+                loss = -torch.stack((_times(times.expand_as(log_p), log_p), log_q), -1)
+                return LossTerms(
+                    loss=mask_out(loss if weight is None else loss * weight[place].unsqueeze(-1), present, 0.0),
+                    mask=present,
+                    log_pt=mask_out(torch.stack((log_p, log_q), -1), present, NEUTRAL_LOG_PT),
+                    log_qt=mask_out(torch.stack((log_not_p, log_not_q), -1), present, NEUTRAL_LOG_PT),
+                    target=logits.new_tensor((1.0, 0.0)).expand_as(share),
+                    category=place.unsqueeze(-1).expand_as(share),
+                    num_classes=labels,
+                    share=share,
+                )
+            loss = -_times(smooth * times, log_p) - _times(1.0 - smooth, log_q)
+            log_pt, log_qt = _mixed(y, log_p, log_not_p, log_q, log_not_q)
         if weight is not None:
             loss = loss * weight[place]
         return LossTerms(
@@ -365,7 +399,11 @@ class BinaryCrossEntropy(_Element):
     def example_inputs(self, batch: int = 8, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
         generator = torch.Generator().manual_seed(seed)
         logits = torch.randn(batch, 4, generator=generator, dtype=torch.float64) * 2
-        return logits.to(dtype), torch.randint(2, (batch, 4), generator=generator).to(dtype)
+        target = torch.randint(2, (batch, 4), generator=generator).to(dtype)
+        if self.soft == "sides":  # every other sample has soft labels
+            blurred = torch.rand(batch, 4, generator=generator, dtype=torch.float64).to(dtype)
+            target = torch.where((torch.arange(batch) % 2 == 0).unsqueeze(1), target, blurred)
+        return logits.to(dtype), target
 
 
 @final
@@ -451,11 +489,27 @@ def _along(table: Tensor, like: Tensor, dim: int) -> Tensor:
     return table.reshape(shape)
 
 
-def _two_sided(y: Tensor, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-    """``log p_t`` and ``log(1 - p_t)`` for ``p_t = y p + (1 - y)(1 - p)``, exact for hard targets."""
+def _shifted(logits: Tensor, shift: float | Tensor) -> tuple[Tensor, Tensor]:
+    """``log(1 - p_m)`` and ``log p_m`` for ``p_m = max(sigmoid(x) - shift, 0)``; 0 and minus infinity at p_m = 0."""
+    shift = torch.as_tensor(shift, dtype=logits.dtype, device=logits.device)
+    p = torch.sigmoid(logits)
+    inside = p > shift
+    over = torch.where(inside, p - shift, 0.25)
+    # 1 - p_m is 1 - p + m: from the side on which it does not cancel
+    log_rest = torch.where(
+        over < 0.5, torch.log1p(-over.clamp_max(0.5)), torch.logaddexp(logsigmoid(-logits), shift.log())
+    )
+    return torch.where(inside, log_rest, 0.0), torch.where(inside, over.log(), -torch.inf)
+
+
+def _mixed(y: Tensor, log_p: Tensor, log_not_p: Tensor, log_q: Tensor, log_not_q: Tensor) -> tuple[Tensor, Tensor]:
+    """``log p_t`` and ``log(1 - p_t)`` for ``p_t = y p + (1 - y) q``, exact for hard targets."""
     mixed = (y > 0) & (y < 1)
     inner = torch.where(mixed, y, torch.full_like(y, 0.5))
     log_y, log_not_y = inner.log(), torch.log1p(-inner)
-    log_pt = torch.where(mixed, torch.logaddexp(log_y + log_p, log_not_y + log_q), torch.where(y > 0, log_p, log_q))
-    log_qt = torch.where(mixed, torch.logaddexp(log_y + log_q, log_not_y + log_p), torch.where(y > 0, log_q, log_p))
-    return log_pt, log_qt
+
+    def mix(positive: Tensor, negative: Tensor) -> Tensor:
+        both = torch.logaddexp(log_y + positive, log_not_y + negative)
+        return torch.where(mixed, both, torch.where(y > 0, positive, negative))
+
+    return mix(log_p, log_q), mix(log_not_p, log_not_q)
