@@ -10,9 +10,17 @@ from .criteria import (
     Criterion,
     CrossEntropy,
     FromLoss,
+    Joint,
+    Overlap,
+    PairLogSumExp,
+    PairSimilarity,
+    ProxyCrossEntropy,
+    SelfAdjustingDice,
 )
 from .language import PowerLawDecayLoss, TLDRLoss
 from .logits import BalancedSoftmax, Chain, LogitAdjustment, LogitTransform, Temperature, posthoc_logit_adjustment
+from .margins import CircleLogits
+from .metric import CircleClassificationLoss, CircleLoss
 from .multilabel import AsymmetricLoss, AsymmetricSingleLabelLoss
 from .objective import Components, Objective
 from .reductions import (
@@ -28,6 +36,7 @@ from .reductions import (
 from .registry import available as available
 from .registry import create as create
 from .registry import registry as registry
+from .segmentation import DiceLoss, GeneralizedDiceLoss, SelfAdjustingDiceLoss, TverskyLoss, UnifiedFocalLoss
 
 __all__ = [
     "Accumulator",
@@ -38,24 +47,38 @@ __all__ = [
     "BinaryCrossEntropy",
     "CausalLM",
     "Chain",
+    "CircleClassificationLoss",
+    "CircleLogits",
+    "CircleLoss",
     "ClasswiseCrossEntropy",
     "Components",
     "Criterion",
     "CrossEntropy",
+    "DiceLoss",
     "FocalLoss",
     "FromLoss",
+    "GeneralizedDiceLoss",
     "GroupMean",
+    "Joint",
     "LogitAdjustment",
     "LogitTransform",
     "Mean",
     "Objective",
+    "Overlap",
+    "PairLogSumExp",
+    "PairSimilarity",
     "PowerLawDecayLoss",
+    "ProxyCrossEntropy",
     "Reduction",
+    "SelfAdjustingDice",
+    "SelfAdjustingDiceLoss",
     "SequenceMean",
     "SigmoidFocalLoss",
     "TLDRLoss",
     "Temperature",
     "Total",
+    "TverskyLoss",
+    "UnifiedFocalLoss",
     "Unreduced",
     "WeightedMean",
     "functional",

@@ -21,11 +21,19 @@ from reweigh.weighting.terms import NEUTRAL_LOG_PT
 
 from .criteria.base import Criterion
 from .criteria.element import BinaryCrossEntropy, CrossEntropy
+from .criteria.pair import PairSimilarity
+from .criteria.region import Overlap
 from .objective import Objective
+from .reductions import ReductionName
 
 SIZE = 8
 
-CRITERION_FOR: dict[str, Callable[[], Criterion]] = {"class": CrossEntropy, "binary": BinaryCrossEntropy}
+CRITERION_FOR: dict[str, Callable[[], Criterion]] = {
+    "class": CrossEntropy,
+    "binary": BinaryCrossEntropy,
+    "region": Overlap,
+    "pair": PairSimilarity,
+}
 """Makers of a criterion by what a weighting acts on (``Method.acts_on``)."""
 
 
@@ -39,6 +47,7 @@ def objective_checks() -> list[Callable[[Objective], None]]:
         check_nothing_counts,
         check_accumulation,
         check_extremes,
+        check_kinds_of_input,
         check_evaluation_is_pure,
         check_introspection,
         check_resume,
@@ -164,7 +173,7 @@ def check_gradient(objective: Objective) -> None:
         frozen = objective.reduction(terms.loss * weights, weights, terms)
         (expected,) = torch.autograd.grad(_total(frozen), first)
         require_close(_grad(objective, inputs, **meta)[1], expected, "detached weights are constants", objective)
-    elif not nested and (objective.weighting is None or objective.weighting.exact_gradient):
+    elif not nested and objective.exact_gradient:
         first = inputs[0].detach().clone().requires_grad_()
         right = torch.autograd.gradcheck(
             lambda x: objective(x, *inputs[1:], **meta), (first,), eps=1e-6, atol=1e-8, rtol=1e-5, raise_exception=False
@@ -186,6 +195,8 @@ def check_masked_means_removed(objective: Objective) -> None:
         if masked_value.ndim and per_sample:
             require(bool((masked_value[~keep] == 0).all()), "masked losses are exactly 0", objective)
             masked_value = masked_value[keep]
+        if masked_value.shape != value.shape:  # terms of pairs: masked samples are columns as well
+            masked_value, value = _total(masked_value), _total(value)
         require_close(masked_value, value, f"masked means removed (value, {garbage} there)", objective)
         require_close(masked_grad[keep], grad, f"masked means removed (gradient, {garbage} there)", objective)
         require(bool((masked_grad[~keep] == 0).all()), "no gradient at masked places", objective)
@@ -250,6 +261,37 @@ def check_extremes(objective: Objective) -> None:
             require(bool(torch.isfinite(value).all()), f"finite loss at {scale:g} in {dtype}", objective)
             require(bool(torch.isfinite(grad).all()), f"finite gradient at {scale:g} in {dtype}", objective)
             require(value.dtype in (torch.float32, torch.float64), "the loss is at least float32", objective)
+
+
+def check_kinds_of_input(objective: Objective) -> None:
+    """Every shape and kind of target, with masks and sample weights, in every dtype and reduction.
+
+    Finite, at least float32, and what float64 arithmetic says of the same (rounded) numbers.
+    """
+    objective.eval()
+    names: list[ReductionName] = ["mean", "weighted_mean", "sum", "none", "batch_mean", "sequence_mean"]
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        for kind, inputs in objective.example_variants(dtype=dtype).items():
+            exact = [v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in inputs]
+            terms = objective.criterion.terms(*inputs)
+            batched = terms.fold(terms.loss).ndim > 0
+            rows = torch.arange(inputs[0].shape[0])
+            given = _meta(objective, len(rows)) if batched else {}
+            metas: list[dict[str, Tensor]] = [{}]
+            if batched:
+                metas += [{"mask": rows % 3 != 1}, {"sample_weight": rows % 4 / 2.0}]
+            for meta in metas:
+                for name in names:
+                    reduced = Objective(objective.criterion, objective.weighting, name).eval()
+                    if name == "sequence_mean" and not batched:
+                        continue
+                    found, slope = _grad(reduced, inputs, **given, **meta)
+                    case = f"{kind} in {dtype}, reduction {name!r}, {sorted(meta)}"
+                    require(bool(found.isfinite().all() and slope.isfinite().all()), f"finite: {case}", objective)
+                    require(found.dtype in (torch.float32, torch.float64), f"at least float32: {case}", objective)
+                    if dtype != torch.float64:
+                        wanted = reduced(*exact, **given, **meta)
+                        require_close(found.double(), wanted, f"right: {case}", objective, tol=2e-5)
 
 
 def check_evaluation_is_pure(objective: Objective) -> None:

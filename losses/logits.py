@@ -17,6 +17,9 @@ from reweigh.weighting.schedules import Schedule, check_hyper, has_schedule, val
 class LogitTransform(Dynamic, ABC):
     """Changes logits before a criterion sees them: ``CrossEntropy(logits=LogitAdjustment(counts))``."""
 
+    exact_gradient: bool = True
+    """False where part of the formula is held constant while gradient flows through the rest."""
+
     @abstractmethod
     def forward(self, logits: Tensor, target: Tensor | None = None, *, dim: int = 1) -> Tensor:
         """New logits.
@@ -157,6 +160,7 @@ class Chain(LogitTransform):
             if not isinstance(transform, LogitTransform):
                 raise TypeError(f"Chain: transforms must be LogitTransforms, got {type(transform).__name__}")
         self.transforms = nn.ModuleList(transforms)
+        self.exact_gradient = all(transform.exact_gradient for transform in transforms)
 
     def forward(self, logits: Tensor, target: Tensor | None = None, *, dim: int = 1) -> Tensor:
         for transform in self.transforms:

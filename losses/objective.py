@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from reweigh.weighting.algebra import is_node
 from reweigh.weighting.base import Weighting, learned_parameters
-from reweigh.weighting.config import readable
+from reweigh.weighting.config import check_number, readable
 from reweigh.weighting.dynamics import Dynamic, Event, drive, dynamics
 from reweigh.weighting.frequency import ClassCounts, ClassTable
 from reweigh.weighting.functional import effective_sample_size
 from reweigh.weighting.terms import GIVEN_AT_CALL, STATISTICS, LossTerms, mask_out
 
+from .blocks import in_blocks
 from .criteria.base import Criterion
 from .reductions import Reduction, ReductionName, as_reduction
 
@@ -85,6 +86,7 @@ class Objective(Criterion):
         self.reduction = as_reduction(self, reduction)
         self.provides = criterion.provides if self.reduction.name == "none" else frozenset({"loss"})
         self.independent = criterion.independent
+        self.exact_gradient = criterion.exact_gradient and (weighting is None or weighting.exact_gradient)
         for name in sorted(frozenset() if weighting is None else weighting.needs):
             if name in STATISTICS and name not in GIVEN_AT_CALL and name not in criterion.provides:
                 raise TypeError(
@@ -125,10 +127,15 @@ class Objective(Criterion):
         Returns:
             A scalar, or the terms' shape for ``reduction="none"``. 0 with a zero gradient where nothing counts.
         """
-        terms = self.criterion.terms(*inputs, mask=mask, sample_weight=sample_weight, group=group, index=index, **stats)
+        meta = {"mask": mask, "sample_weight": sample_weight, "group": group, "index": index, **stats}
+        value = in_blocks(self, inputs, meta, num_items)
+        return self._plainly(inputs, meta, num_items) if value is None else value
+
+    def _plainly(self, inputs: tuple[Any, ...], meta: dict[str, Any], num_items: float | Tensor | None) -> Tensor:
+        terms = self.criterion.terms(*inputs, **meta)
         weighted, weights = self._weigh(terms, learn=self.training and torch.is_grad_enabled())
         if num_items is None:
-            self._warn_where_weights_cancel(terms)
+            self._warn_where_weights_cancel(self._more_classes((0, 0, 0), terms))
         loss = self.reduction(weighted, weights, terms, num_items)
         penalty = None if weights is None or self.weighting is None else self.weighting.penalty(terms, weights)
         if penalty is None:
@@ -155,22 +162,32 @@ class Objective(Criterion):
         """The same as :meth:`terms` with nothing but a mask."""
         return self.terms(*inputs, mask=mask)
 
-    def _warn_where_weights_cancel(self, terms: LossTerms) -> None:
-        """Say once that a batch of one class, divided by its weights, is the unweighted loss."""
+    def _more_classes(self, seen: tuple[int, int, int], terms: LossTerms) -> tuple[int, int, int]:
+        """Number of terms, least and largest class so far, where it matters that they are not all the same."""
         cancels = terms.norm is not None or (self.reduction.name == "weighted_mean" and self._by_class)
         category = terms.category
         if not cancels or self._warned or not self.training or category is None or terms.num_classes == 1:
-            return
-        if readable(category):
-            valid = category if terms.mask is None else category[terms.mask]
-            if valid.numel() > 1 and bool((valid == valid[(0,) * valid.ndim]).all()):
-                self._warned = True
-                warnings.warn(
-                    f"{type(self).__name__}: all targets of a batch have the same class, so its weight cancels in "
-                    f"reduction {self.reduction.name!r}; pass num_items= (the class weights summed over all "
-                    "micro-batches) to keep it",
-                    stacklevel=4,
-                )
+            return seen
+        if not readable(category):
+            return seen
+        valid = category if terms.mask is None else category[terms.mask]
+        if not valid.numel():
+            return seen
+        low, high = (int(edge) for edge in valid.aminmax())
+        number, least, most = seen
+        return number + valid.numel(), min(low, least) if number else low, max(high, most) if number else high
+
+    def _warn_where_weights_cancel(self, seen: tuple[int, int, int]) -> None:
+        """Say once that a batch of one class, divided by its weights, is the unweighted loss."""
+        number, least, most = seen
+        if number > 1 and least == most:
+            self._warned = True
+            warnings.warn(
+                f"{type(self).__name__}: all targets of a batch have the same class, so its weight cancels in "
+                f"reduction {self.reduction.name!r}; pass num_items= (the class weights summed over all "
+                "micro-batches) to keep it",
+                stacklevel=5,
+            )
 
     def _weigh(self, terms: LossTerms, *, learn: bool) -> tuple[Tensor, Tensor | None]:
         if self.weighting is None:
@@ -286,6 +303,23 @@ class Objective(Criterion):
         """The same objective with another factor on its weights; parts are shared, not copied."""
         return Objective(self.criterion, by if self.weighting is None else self.weighting * by, self.reduction)
 
+    # objectives add up
+
+    def __add__(self, other: Objective) -> Objective:
+        """``a + b``: one objective whose terms are the two (:class:`~reweigh.losses.Joint`), summed."""
+        from .criteria.joint import combine
+
+        return combine((1.0, self), (1.0, other)) if isinstance(other, Objective) else NotImplemented
+
+    def __mul__(self, factor: float) -> Objective:
+        """``2.0 * a``: the objective times a number."""
+        from .criteria.joint import combine
+
+        known = isinstance(factor, (int, float)) and not isinstance(factor, bool)
+        return combine((check_number("Objective", "factor", factor, low=0.0), self)) if known else NotImplemented
+
+    __rmul__ = __mul__
+
     def parameter_groups(self, lr: float | None = None) -> list[dict[str, Any]]:
         """Optimizer groups of the learned weights, without weight decay; empty where nothing is learned."""
         parameters: list[nn.Parameter] = learned_parameters(self)
@@ -297,6 +331,10 @@ class Objective(Criterion):
     def example_inputs(self, batch: int = 8, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
         """Those of the criterion."""
         return self.criterion.example_inputs(batch, seed=seed, dtype=dtype)
+
+    def example_variants(self, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, tuple[Any, ...]]:
+        """Those of the criterion."""
+        return self.criterion.example_variants(seed=seed, dtype=dtype)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_watchers": []}

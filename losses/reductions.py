@@ -66,7 +66,14 @@ class Reduction(Configured, ABC):
         num_items: float | Tensor | None = None,
     ) -> Tensor:
         """The reduced loss; ``num_items`` replaces the denominator."""
-        numerator, denominator = self.parts(weighted, weights, terms)
+        return self.finish(*self.parts(weighted, weights, terms), num_items)
+
+    def summed(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor | float]:
+        """What adds up over pieces of a batch: numerator and denominator (0 where there is none)."""
+        return self.parts(weighted, weights, terms)
+
+    def finish(self, numerator: Tensor, denominator: Tensor | float, num_items: float | Tensor | None = None) -> Tensor:
+        """The value of sums over all pieces."""
         if num_items is not None:
             return numerator / _items(num_items, numerator)
         return self._divide(numerator, denominator)
@@ -138,10 +145,10 @@ class _Undivided(Reduction):
     ) -> Tensor:
         if num_items is not None:
             raise ValueError(f"num_items replaces a denominator, and reduction {self.name!r} has none; use 'mean'")
-        return self._finish(terms.fold(terms.times(weighted)))
+        return self._make_smaller(terms.fold(terms.times(weighted)))
 
     @abstractmethod
-    def _finish(self, value: Tensor) -> Tensor: ...
+    def _make_smaller(self, value: Tensor) -> Tensor: ...
 
 
 @final
@@ -150,7 +157,13 @@ class Total(_Undivided):
 
     name = "sum"
 
-    def _finish(self, value: Tensor) -> Tensor:
+    def summed(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor | float]:
+        return terms.times(weighted).sum(), 0.0
+
+    def finish(self, numerator: Tensor, denominator: Tensor | float, num_items: float | Tensor | None = None) -> Tensor:
+        return numerator
+
+    def _make_smaller(self, value: Tensor) -> Tensor:
         return value.sum()
 
 
@@ -160,7 +173,7 @@ class Unreduced(_Undivided):
 
     name = "none"
 
-    def _finish(self, value: Tensor) -> Tensor:
+    def _make_smaller(self, value: Tensor) -> Tensor:
         return value
 
     def lift(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> LossTerms:
@@ -183,9 +196,19 @@ class SequenceMean(Reduction):
 
     ``sample_weight`` of shape ``(S[0],)`` counts whole sequences, one of shape ``(*S)`` counts terms within them. As a
     criterion of an outer objective it hands on one term per sequence.
+
+    Args:
+        weighted: Divide each sequence by its weights: sum_t(m w l) / sum_t(m w n), so that only their ratios matter.
+        empty: As in :class:`Reduction`.
     """
 
     name = "sequence_mean"
+
+    def __init__(self, *, weighted: bool = False, empty: Empty = "zero") -> None:
+        super().__init__(empty=empty)
+        if not isinstance(weighted, bool):
+            raise TypeError(f"SequenceMean: weighted must be True or False, got {weighted!r}")
+        self.weighted = weighted
 
     def lift(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> LossTerms:
         if terms.loss.ndim == 0:
@@ -193,7 +216,10 @@ class SequenceMean(Reduction):
         whole = terms.multiplicity is not None and terms.multiplicity.ndim == 1
         inner = terms._replace(multiplicity=None) if whole else terms
         numerator = _per_sample(inner.times(weighted)).sum(-1)
-        denominator = _per_sample(_mass(inner)).sum(-1)
+        mass = _mass(inner)
+        if self.weighted and weights is not None:
+            mass = mass * weights
+        denominator = _per_sample(mass).sum(-1)
         return LossTerms(
             loss=numerator / torch.where(denominator > 0, denominator, torch.ones_like(denominator)),
             mask=denominator > 0,

@@ -52,6 +52,7 @@ def test_weighting_equals_its_reference(name):
                     "target": terms.target[i].item(),
                     "score": terms.score[i].item(),
                     "category": 0 if terms.category is None else int(terms.category[i]),
+                    **{name: value[i].item() for name, value in (terms.extras or {}).items()},
                 }
                 for i in range(len(terms.loss))
             ]

@@ -23,9 +23,11 @@ from .base import create as create
 from .base import method as method
 from .base import registry as registry
 from .counting import class_counts
-from .difficulty import Focal, InverseClassLoss
+from .difficulty import Focal, HardNegatives, InverseClassLoss
 from .dynamics import Dynamic, Event, drive, dynamics
 from .frequency import ClassTable, ClassWeight, CountTable, EffectiveNumber, InverseFrequency, PositiveBalance
+from .pair import CirclePacing
+from .region import LossPower, VolumeBalance
 from .schedules import Cosine, Linear, Piecewise, Schedule
 from .terms import LossTerms
 from .token import TLDR, PowerLawDecay
@@ -35,6 +37,7 @@ __all__ = [
     "AdaptiveAsymmetricFocal",
     "AsymmetricFocal",
     "Between",
+    "CirclePacing",
     "ClassTable",
     "ClassWeight",
     "Clip",
@@ -48,10 +51,12 @@ __all__ = [
     "Event",
     "Focal",
     "Frozen",
+    "HardNegatives",
     "InClasses",
     "InverseClassLoss",
     "InverseFrequency",
     "Linear",
+    "LossPower",
     "LossTerms",
     "Normalize",
     "Piecewise",
@@ -64,6 +69,7 @@ __all__ = [
     "Scope",
     "Sum",
     "TLDR",
+    "VolumeBalance",
     "Warmup",
     "Weighting",
     "Where",

@@ -29,7 +29,7 @@ def _entangled(scopes: Sequence[Scope]) -> Scope:
     return "global" if scope == "scaled" else scope
 
 
-_FROM_INPUTS = frozenset({"loss", "log_pt", "log_qt", "score"})
+_FROM_INPUTS = frozenset({"loss", "log_pt", "log_qt", "score", "predicted_volume"})
 """Statistics through which gradient can reach the model."""
 
 

@@ -74,7 +74,30 @@ def binary_terms(seed: int = 0, size: int = 8, *, dtype: torch.dtype = torch.flo
     )
 
 
-TERMS: dict[str, TermsMaker] = {"class": example_terms, "binary": binary_terms}
+def region_terms(seed: int = 0, size: int = 8, *, dtype: torch.dtype = torch.float64) -> LossTerms:
+    """Terms of ``(size,)`` as a criterion of regions makes them for one set: losses in (0, 1) and volumes."""
+    generator = torch.Generator().manual_seed(seed)
+    loss, target, predicted = 0.05 + 0.9 * torch.rand(3, size, generator=generator, dtype=torch.float64).to(dtype)
+    return example_terms(seed, size, dtype=dtype)._replace(
+        loss=loss, log_pt=None, extras={"target_volume": 9.0 * target, "predicted_volume": 9.0 * predicted}
+    )
+
+
+def pairwise_terms(seed: int = 0, size: int = 8, *, dtype: torch.dtype = torch.float64) -> LossTerms:
+    """Terms of ``(size,)`` pairs with similarities in [-1, 1]; the loss is a signed margin, negative where met."""
+    terms = example_terms(seed, size, dtype=dtype)
+    target = torch.randint(2, (size,), generator=torch.Generator().manual_seed(seed)).to(dtype)
+    score = terms.need("score")
+    margin = torch.where(target > 0, 0.75 - score, score - 0.25)
+    return terms._replace(loss=margin, log_pt=None, target=target, category=None, num_classes=None)
+
+
+TERMS: dict[str, TermsMaker] = {
+    "class": example_terms,
+    "binary": binary_terms,
+    "region": region_terms,
+    "pair": pairwise_terms,
+}
 """Makers of example terms by what a method acts on (``Method.acts_on``)."""
 
 
@@ -280,11 +303,13 @@ def check_gradient(weighting: Weighting, make: TermsMaker) -> None:
     """``detached`` is true: no gradient flows; or false: the gradient is right (float64 gradcheck)."""
     terms = make(3)
     names = [name for name in ("loss", "log_pt", "log_qt", "score") if terms.find(name) is not None]
-    inputs = [terms.need(name).clone().requires_grad_() for name in names]
+    extras = [name for name, value in (terms.extras or {}).items() if value.is_floating_point()]
+    inputs = [terms.need(name).clone().requires_grad_() for name in names + extras]
 
     def weigh(*values: Tensor) -> Tensor:
-        changed: dict[str, Any] = dict(zip(names, values, strict=True))
-        return weighting.weigh(terms._replace(**changed)).expand_as(terms.loss)
+        changed: dict[str, Any] = dict(zip(names + extras, values, strict=True))
+        more = {**(terms.extras or {}), **{name: changed.pop(name) for name in extras}} or None
+        return weighting.weigh(terms._replace(**changed, extras=more)).expand_as(terms.loss)
 
     weights = weigh(*inputs)
     if weighting.detached:

@@ -10,7 +10,7 @@ from torch import Tensor
 from .base import Scope, Weighting, lookup, method, tally
 from .config import check_choice, check_number, check_whole
 from .dynamics import Event
-from .functional import focal_weight, inverse_loss_weight
+from .functional import focal_weight, hard_negative_weight, inverse_loss_weight
 from .schedules import Schedule, check_hyper, value_of
 from .terms import LossTerms
 
@@ -214,3 +214,87 @@ class InverseClassLoss(Weighting):
 
     def summary(self) -> dict[str, Tensor]:
         return {"class_weight": self.table(), "class_loss": self.get_buffer("class_loss").clone()}
+
+
+@method(
+    "hard_negatives",
+    paper="SSD: Single Shot MultiBox Detector",
+    venue="ECCV 2016",
+    acts_on="binary",
+    official="weiliu89/caffe branch ssd, multibox_loss_layer (mining_type: MAX_NEGATIVE)",
+    defaults={
+        "ratio": ("3.0", "paper: at most three negatives per positive"),
+        "minimum": ("0", "paper: an image without positives has no negatives"),
+    },
+    deviations=(
+        "Counted over the batch, not per image.",
+        "Equal losses share what is left for them, so the weights do not depend on the order of terms.",
+    ),
+    neutral={"minimum": 1_000_000},
+    examples=({"ratio": 1.0}, {"ratio": 0.3}, {"ratio": 0.0, "minimum": 2}),
+)
+@final
+class HardNegatives(Weighting):
+    r"""Keep all positives and only the hardest negatives, so many per positive (OHEM, hard negative mining).
+
+    .. math::
+        w_i = \begin{cases} 1 & i \text{ positive} \\
+        \mathrm{clamp}\big((k - h_i) / t_i,\; 0,\; 1\big) & i \text{ negative} \end{cases}
+        \qquad k = \max(m, \lfloor r\, n_+ \rfloor)
+
+    - :math:`n_+`: number of positives; :math:`r`: ``ratio``; :math:`m`: ``minimum``
+    - :math:`h_i`: number of negatives with a larger loss than :math:`i`; :math:`t_i`: with the same loss, itself
+      included. Numbers count ``sample_weight``
+
+    Weights:
+        In [0, 1]; 1 or 0 but for ties at the edge, which share. Detached. ``minimum`` above the number of negatives is
+        neutral.
+
+    State and cadence:
+        None; ``update_on = "never"``. Looks at the batch it is given, so micro-batches select their own negatives.
+
+    Use when:
+        Background is nearly everything: detection anchors, rare pixels, rare labels.
+    Avoid when:
+        Labels are noisy: unlabelled positives are the hardest negatives. Under ``reduction="mean"`` dropped negatives
+        stay in the denominator; ``weighted_mean`` divides by what is kept.
+
+    Deviations:
+        Per batch, not per image; ties share.
+
+    Args:
+        ratio: Negatives per positive, >= 0. Default 3.0 (paper).
+        minimum: Least number of negatives kept, >= 0. Default 0 (paper).
+        background: Class index that is negative, for index targets. A float target is negative where it is 0.
+
+    Shapes:
+        Reads ``loss`` and ``target`` of shape ``(*S)``; returns ``(*S)``.
+
+    Example:
+        >>> import torch
+        >>> from reweigh.losses import BinaryCrossEntropy, Objective
+        >>> objective = Objective(BinaryCrossEntropy(), HardNegatives(1.0))
+        >>> objective.weights(torch.tensor([2.0, 1.0, 0.5, -1.0]), torch.tensor([1.0, 0.0, 0.0, 0.0]))
+        tensor([1., 1., 0., 0.])
+
+    References:
+        W. Liu, D. Anguelov, D. Erhan, C. Szegedy, S. Reed, C.-Y. Fu, A. C. Berg, "SSD: Single Shot MultiBox Detector",
+        ECCV 2016.
+    """
+
+    needs = frozenset({"target"})
+    detached = True
+    scope: Scope = "global"
+
+    def __init__(self, ratio: float = 3.0, *, minimum: int = 0, background: int = 0) -> None:
+        super().__init__()
+        self.ratio = check_number(self, "ratio", ratio, low=0.0)
+        self.minimum = check_whole(self, "minimum", minimum)
+        self.background = check_whole(self, "background", background)
+
+    def weigh(self, terms: LossTerms) -> Tensor:
+        target = terms.need("target", self)
+        negative = target == (0 if target.is_floating_point() else self.background)
+        loss = terms.loss.detach()
+        weights = hard_negative_weight(loss, negative, terms.counts().detach(), self.ratio, float(self.minimum))
+        return weights.to(loss.dtype)

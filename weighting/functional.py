@@ -82,6 +82,37 @@ def positive_balance_weight(target: Tensor, alpha: Hyper) -> Tensor:
     return alpha * target + (1.0 - alpha) * (1.0 - target)
 
 
+def loss_power_weight(loss: Tensor, gamma: Hyper) -> Tensor:
+    r"""Weights :math:`\ell^{\gamma-1}`, so that weight times loss is :math:`\ell^\gamma`; held at the dtype's eps."""
+    return torch.exp((gamma - 1.0) * loss.clamp_min(torch.finfo(loss.dtype).eps).log())
+
+
+def hard_negative_weight(loss: Tensor, negative: Tensor, counts: Tensor, ratio: float, minimum: float) -> Tensor:
+    r"""1 for positives and for the hardest :math:`\max(m, \lfloor r\,n_+ \rfloor)` negatives, 0 for the others.
+
+    Args:
+        loss: ``(*S)`` what hard means; constants.
+        negative: ``(*S)`` bool.
+        counts: ``(*S)`` how many equal terms each stands for; 0 leaves a term out.
+        ratio: Negatives per positive :math:`r`.
+        minimum: Least number of negatives :math:`m`.
+
+    Returns:
+        ``(*S)`` float64 weights in [0, 1]; equal losses share what is left for them.
+    """
+    counts = counts.double()
+    chosen = counts * negative
+    slack = 1.0 + 4.0 * torch.finfo(torch.float64).eps  # 0.29 * 100 is 29
+    wanted = (ratio * (counts - chosen).sum() * slack).floor().clamp_min(minimum)
+    ease = torch.where(chosen > 0, -loss.double(), torch.full_like(counts, torch.inf)).reshape(-1)
+    ordered, order = ease.sort()
+    total = torch.cat([counts.new_zeros(1), chosen.reshape(-1)[order].cumsum(0)])
+    harder = total[torch.searchsorted(ordered, ease)]
+    tied = total[torch.searchsorted(ordered, ease, right=True)] - harder
+    share = ((wanted - harder) / torch.where(tied > 0, tied, torch.ones_like(tied))).clamp(0.0, 1.0)
+    return torch.where(negative, share.reshape(loss.shape), torch.ones_like(counts))
+
+
 def effective_sample_size(weights: Tensor, counts: Tensor | None = None) -> Tensor:
     r"""Kish's effective sample size :math:`(\sum w)^2 / \sum w^2`; 0 where all weights are 0.
 
@@ -92,3 +123,8 @@ def effective_sample_size(weights: Tensor, counts: Tensor | None = None) -> Tens
     counts = torch.ones_like(weights) if counts is None else counts.to(weights.dtype)
     total, squares = (counts * weights).sum(), (counts * weights.square()).sum()
     return total.square() / torch.where(squares > 0, squares, torch.ones_like(squares))
+
+
+def circle_pace(score: Tensor, positive: Tensor, m: Hyper) -> Tensor:
+    r"""Circle loss's weights of pairs: :math:`[1 + m - s]_+` where ``positive`` (bool), :math:`[s + m]_+` elsewhere."""
+    return (torch.where(positive, 1.0 - score, score) + m).clamp_min(0.0)

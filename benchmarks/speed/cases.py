@@ -13,7 +13,9 @@ from reweigh.losses import (
     AsymmetricLoss,
     BalancedSoftmax,
     BinaryCrossEntropy,
+    CircleLoss,
     CrossEntropy,
+    DiceLoss,
     FocalLoss,
     Objective,
     SigmoidFocalLoss,
@@ -54,6 +56,8 @@ def cases() -> list[Case]:
             "balanced softmax": Objective(CrossEntropy(logits=BalancedSoftmax(counts))),
             "(inverse x focal).clip": Objective(CrossEntropy(), composed),
         }
+        if len(shape) > 2:
+            losses |= {"DiceLoss()": DiceLoss(), 'DiceLoss(over="batch")': DiceLoss(over="batch")}
         made.append(Case(name, logits, target, losses))
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(8192, 80, generator=generator)
@@ -64,7 +68,25 @@ def cases() -> list[Case]:
         "AsymmetricLoss()": AsymmetricLoss(),
     }
     made.append(Case("sigmoid (8192, 80)", logits, (torch.rand(8192, 80, generator=generator) < 0.03).float(), binary))
+    for size in (512, 4096):
+        generator = torch.Generator().manual_seed(0)
+        labels = torch.arange(size) // 4
+        centers = torch.randn(size // 4, 128, generator=generator)
+        embeddings = centers[labels] + torch.randn(size, 128, generator=generator)
+        metric: dict[str, Loss] = {
+            "CE of all similarities": _similarities,
+            "CircleLoss()": CircleLoss(),
+            "CircleLoss(over='batch')": CircleLoss(over="batch"),
+            "CircleLoss(drop_satisfied=True)": CircleLoss(drop_satisfied=True),
+        }
+        made.append(Case(f"pairs ({size}, 128)", embeddings, labels, metric))
     return made
+
+
+def _similarities(embeddings: Tensor, labels: Tensor) -> Tensor:
+    """What any loss on all pairs costs at least, if it holds them: their similarities and a softmax over them."""
+    unit = functional.normalize(embeddings)
+    return functional.cross_entropy(10.0 * unit @ unit.T, labels)
 
 
 def _focal_by_hand(logits: Tensor, target: Tensor) -> Tensor:

@@ -3,7 +3,11 @@
 from .base import Criterion
 from .classwise import ClasswiseCrossEntropy
 from .element import BinaryCrossEntropy, CrossEntropy, FromLoss
+from .joint import Joint
 from .language import CausalLM
+from .pair import PairLogSumExp, PairSimilarity
+from .proxy import ProxyCrossEntropy
+from .region import Overlap, SelfAdjustingDice
 
 __all__ = [
     "BinaryCrossEntropy",
@@ -12,4 +16,10 @@ __all__ = [
     "Criterion",
     "CrossEntropy",
     "FromLoss",
+    "Joint",
+    "Overlap",
+    "PairLogSumExp",
+    "PairSimilarity",
+    "ProxyCrossEntropy",
+    "SelfAdjustingDice",
 ]

@@ -25,10 +25,14 @@ class Criterion(Dynamic, ABC):
     """Statistics that its terms always carry."""
     independent: bool = True
     """Whether the terms of a sample depend on that sample alone, so that micro-batches can add up to the batch."""
+    rowwise: bool = False
+    """Whether all inputs may be cut along dimension 0: rows that are measured apart are the same terms."""
     pools: bool = False
     """Whether terms stand for the batch as a whole: then nothing given per sample but its weight has a place."""
     counts_inside: bool = False
     """Whether :meth:`measure` takes ``sample_weight`` itself and sets the terms' ``multiplicity``."""
+    exact_gradient: bool = True
+    """False where part of the formula is held constant while gradient flows through the rest."""
     accepts: frozenset[str] = frozenset()
     """Names of further inputs of :meth:`measure` that may be given by keyword."""
 
@@ -42,6 +46,10 @@ class Criterion(Dynamic, ABC):
     @abstractmethod
     def example_inputs(self, batch: int = 8, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
         """Random inputs for the conformance suite (four classes where there are classes); the first takes gradient."""
+
+    def example_variants(self, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, tuple[Any, ...]]:
+        """Inputs of every kind that is accepted, by name: other shapes, soft and ignored targets."""
+        return {"usual": self.example_inputs(seed=seed, dtype=dtype)}
 
     def terms(
         self,

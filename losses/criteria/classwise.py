@@ -115,6 +115,16 @@ class ClasswiseCrossEntropy(_Element):
         logits = torch.randn(batch, 4, generator=generator, dtype=torch.float64) * 2
         return logits.to(dtype), torch.randint(4, (batch,), generator=generator)
 
+    def example_variants(self, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, tuple[Any, ...]]:
+        generator = torch.Generator().manual_seed(seed)
+        found: dict[str, tuple[Any, ...]] = {}
+        for shape in ((4,), (5, 4), (3, 4, 2)):
+            logits = (torch.randn(shape, generator=generator, dtype=torch.float64) * 3).to(dtype)
+            target = torch.randint(4, shape[: len(shape) > 1] + shape[2:], generator=generator)
+            ignored = target.masked_fill(torch.rand(target.shape, generator=generator) < 0.4, self.ignore_index)
+            found |= {f"{shape}, classes": (logits, target), f"{shape}, some ignored": (logits, ignored)}
+        return found
+
 
 def log_softmax_complement(logits: Tensor) -> Tensor:
     """``log(1 - softmax(logits))`` along the last dimension, without cancellation; minus infinity for a single class.

@@ -16,6 +16,7 @@ from reweigh.weighting.frequency import ClassTable, Values, class_table
 from reweigh.weighting.schedules import Schedule, check_hyper, value_of
 from reweigh.weighting.terms import NEUTRAL_LOG_PT, LossTerms, mask_out
 
+from ..kernels import eager, sided_logs
 from ..logits import LogitTransform
 from .base import Criterion, _kind, expand_mask, upcast
 
@@ -23,6 +24,7 @@ from .base import Criterion, _kind, expand_mask, upcast
 class _Element(Criterion):
     """Common part of the cross-entropies."""
 
+    rowwise = True
     target_name = "target"
 
     def __init__(
@@ -42,6 +44,7 @@ class _Element(Criterion):
         self.ignore_index = ignore_index
         self.label_smoothing = check_hyper(self, "label_smoothing", label_smoothing, low=0.0, high=1.0)
         self.logits = logits
+        self.exact_gradient = logits is None or logits.exact_gradient
         self.validate = validate
 
     def _class_weight(self, num_classes: int, like: Tensor) -> Tensor | None:
@@ -239,6 +242,22 @@ class CrossEntropy(SoftmaxCriterion):
         logits = torch.randn(batch, 4, generator=generator, dtype=torch.float64) * 2
         return logits.to(dtype), torch.randint(4, (batch,), generator=generator)
 
+    def example_variants(self, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, tuple[Any, ...]]:
+        generator = torch.Generator().manual_seed(seed)
+        found: dict[str, tuple[Any, ...]] = {}
+        for shape in ((4,), (5, 4), (3, 4, 2), (2, 4, 2, 2)):
+            dim = min(len(shape) - 1, 1)
+            logits = (torch.randn(shape, generator=generator, dtype=torch.float64) * 3).to(dtype)
+            target = torch.randint(4, shape[:dim] + shape[dim + 1 :], generator=generator)
+            soft = torch.rand(shape, generator=generator, dtype=torch.float64).softmax(dim).to(dtype)
+            ignored = target.masked_fill(torch.rand(target.shape, generator=generator) < 0.4, self.ignore_index)
+            found |= {
+                f"{shape}, classes": (logits, target),
+                f"{shape}, probabilities": (logits, soft),
+                f"{shape}, some ignored": (logits, ignored),
+            }
+        return found
+
 
 @final
 class BinaryCrossEntropy(_Element):
@@ -316,12 +335,16 @@ class BinaryCrossEntropy(_Element):
                 f"BinaryCrossEntropy: target must have the logits' shape {tuple(logits.shape)}, "
                 f"got {tuple(target.shape)}"
             )
-        valid = self._valid(target, None if mask is None else expand_mask(self, mask, logits.shape))
         y = target.to(logits.dtype)
+        plain = mask is None and self.ignore_index not in (0, 1) and _zeros_and_ones(y)
+        valid = None
+        if not plain:
+            valid = self._valid(target, None if mask is None else expand_mask(self, mask, logits.shape))
         if valid is not None:
             logits, y = logits.masked_fill(~valid, 0.0), y.masked_fill(~valid, 0.0)
-        hard = self._is_hard(target, y)
-        if not (hard and target.is_floating_point()) and self._may_look(y):
+        # integers on a device count as hard unseen; floating targets there may be soft
+        hard = plain or _zeros_and_ones(y) or not (target.is_floating_point() or self._may_look(y))
+        if not plain and self._may_look(y):
             low, high = (float(edge) for edge in y.detach().aminmax())
             if not (low >= 0.0 and high <= 1.0):
                 raise ValueError(
@@ -338,7 +361,9 @@ class BinaryCrossEntropy(_Element):
         shifted = isinstance(shift, Tensor) or shift > 0.0
         weight = self._class_weight(labels, logits)
         if hard and not isinstance(smoothing, Tensor) and smoothing == 0.0:
-            if shifted:
+            if eager() and not isinstance(shift, Tensor):
+                log_pt, log_qt = sided_logs(logits, y, shift)
+            elif shifted:
                 positive = y > 0
                 log_q, log_not_q = _shifted(logits, shift)
                 log_pt = torch.where(positive, logsigmoid(logits), log_q)
@@ -382,12 +407,6 @@ class BinaryCrossEntropy(_Element):
             num_classes=labels,
         )
 
-    def _is_hard(self, target: Tensor, y: Tensor) -> bool:
-        """Whether all targets are known to be 0 or 1, which has a leaner form. Asks the values, but not a device."""
-        if not target.is_floating_point():
-            return not self._may_look(y) or bool(((y == 0) | (y == 1)).all())
-        return not target.requires_grad and readable(y) and bool(((y == 0) | (y == 1)).all())
-
     def _pos_weight(self, labels: int, like: Tensor) -> Tensor:
         table = self.get_buffer("pos_weight").to(like.dtype)
         if table.numel() not in (1, labels):
@@ -405,6 +424,24 @@ class BinaryCrossEntropy(_Element):
             target = torch.where((torch.arange(batch) % 2 == 0).unsqueeze(1), target, blurred)
         return logits.to(dtype), target
 
+    def example_variants(self, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, tuple[Any, ...]]:
+        generator = torch.Generator().manual_seed(seed)
+        found: dict[str, tuple[Any, ...]] = {}
+        for shape in ((5,), (5, 4), (3, 4, 2), (2, 4, 2, 2)):
+            if self.weight is not None and len(shape) == 1:
+                continue  # a table of four labels needs four columns
+            logits = (torch.randn(shape, generator=generator, dtype=torch.float64) * 3).to(dtype)
+            target = torch.randint(2, shape, generator=generator)
+            soft = torch.rand(shape, generator=generator, dtype=torch.float64).to(dtype)
+            away = torch.rand(shape, generator=generator) < 0.4
+            found |= {
+                f"{shape}, integers": (logits, target),
+                f"{shape}, soft": (logits, soft),
+                f"{shape}, some ignored": (logits, target.to(dtype).masked_fill(away, self.ignore_index)),
+                f"{shape}, some soft, some ignored": (logits, soft.masked_fill(away, self.ignore_index)),
+            }
+        return found
+
 
 @final
 class FromLoss(Criterion):
@@ -415,8 +452,9 @@ class FromLoss(Criterion):
             element.
 
     Shapes:
-        Terms have the shape that ``fn`` returns; the last input, if it has that shape, is provided as ``target``. At
-        masked places the inputs are replaced by 1 (0 for integers) before ``fn`` sees them.
+        Terms have the shape that ``fn`` returns; the last input, if it has that shape, is provided as ``target``.
+        ``fn`` sees float16 and bfloat16 inputs as float32, and at masked places 1 (0 for integers) instead of what
+        stands there.
 
     Raises:
         TypeError: If ``fn`` cannot be called.
@@ -445,6 +483,10 @@ class FromLoss(Criterion):
         self.fn = fn
 
     def measure(self, *inputs: Any, mask: Tensor | None) -> LossTerms:
+        inputs = tuple(
+            value.float() if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16) else value
+            for value in inputs
+        )
         if mask is not None:
             inputs = tuple(_cover(value, mask) for value in inputs)
         loss = self.fn(*inputs)
@@ -487,6 +529,14 @@ def _along(table: Tensor, like: Tensor, dim: int) -> Tensor:
     shape = [1] * like.ndim
     shape[dim] = -1
     return table.reshape(shape)
+
+
+def _zeros_and_ones(y: Tensor) -> bool:
+    """Whether all targets are known to be 0 or 1, which has a leaner form. Asks the values, but not a device."""
+    if not readable(y) or y.requires_grad or not y.numel():
+        return not y.numel() and not y.requires_grad
+    low, high = (float(edge) for edge in y.aminmax())
+    return low >= 0.0 and high <= 1.0 and float((y - y * y).sum()) == 0.0  # in [0, 1] no summand is negative
 
 
 def _shifted(logits: Tensor, shift: float | Tensor) -> tuple[Tensor, Tensor]:

@@ -114,3 +114,16 @@ class CausalLM(SoftmaxCriterion):
         generator = torch.Generator().manual_seed(seed)
         logits = torch.randn(batch, 3, 4, generator=generator, dtype=torch.float64) * 2
         return logits.to(dtype), torch.randint(4, (batch, 3), generator=generator)
+
+    def example_variants(self, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, tuple[Any, ...]]:
+        generator = torch.Generator().manual_seed(seed)
+        found: dict[str, tuple[Any, ...]] = {}
+        for rows, length in ((5, 4), (2, 9), (3, 1)):
+            logits = (torch.randn(rows, length, 4, generator=generator, dtype=torch.float64) * 3).to(dtype)
+            labels = torch.randint(4, (rows, length), generator=generator)
+            ignored = labels.masked_fill(torch.rand(labels.shape, generator=generator) < 0.4, self.ignore_index)
+            found |= {
+                f"({rows}, {length}), tokens": (logits, labels),
+                f"({rows}, {length}), some ignored": (logits, ignored),
+            }
+        return found
