@@ -36,7 +36,7 @@ test-all: $(VENV)/.made
 # Without their dependencies: two of them ask for torchvision, which brings another torch, and no loss needs it.
 $(VENV)/peers/.made: $(VENV)/.made
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps --upgrade \
-	  --target $(VENV)/peers monai pytorch-metric-learning segmentation-models-pytorch timm
+	  --target $(VENV)/peers kornia kornia-rs monai pytorch-metric-learning segmentation-models-pytorch timm
 	@touch $@
 
 peers: $(VENV)/peers/.made

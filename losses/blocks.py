@@ -17,8 +17,7 @@ from torch.autograd import forward_ad
 
 from reweigh.weighting.algebra import is_node
 from reweigh.weighting.base import Weighting
-
-from .kernels import eager
+from reweigh.weighting.config import watched
 
 if TYPE_CHECKING:
     from .objective import Objective
@@ -56,7 +55,7 @@ def in_blocks(
 
 def _suits(objective: Objective, first: Tensor) -> bool:
     criterion, weighting, reduction = objective.criterion, objective.weighting, objective.reduction
-    if not (criterion.rowwise and first.ndim > 1 and first.device.type == "cpu" and eager()):
+    if not (criterion.rowwise and first.ndim > 1 and first.device.type == "cpu") or watched():
         return False
     if first.dtype not in (torch.float32, torch.float64) or forward_ad._current_level >= 0:
         return False

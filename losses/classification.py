@@ -15,7 +15,8 @@ from reweigh.weighting.difficulty import Focal
 from reweigh.weighting.frequency import ClassTable, PositiveBalance, class_table
 from reweigh.weighting.schedules import Schedule
 
-from .criteria.element import BinaryCrossEntropy, CrossEntropy
+from .criteria.binary import BinaryCrossEntropy
+from .criteria.element import CrossEntropy
 from .objective import Objective
 from .reductions import Reduction, ReductionName
 from .registry import method

@@ -20,7 +20,8 @@ from reweigh.weighting.frequency import ClassCounts
 from reweigh.weighting.terms import NEUTRAL_LOG_PT
 
 from .criteria.base import Criterion
-from .criteria.element import BinaryCrossEntropy, CrossEntropy
+from .criteria.binary import BinaryCrossEntropy
+from .criteria.element import CrossEntropy
 from .criteria.pair import PairSimilarity
 from .criteria.region import Overlap
 from .objective import Objective

@@ -8,14 +8,6 @@ import torch
 from torch import Tensor
 
 
-def eager() -> bool:
-    """Whether code runs as it stands: neither traced by ``torch.compile`` nor inside a ``torch.func`` transform."""
-    if torch.compiler.is_compiling():
-        return False
-    active = getattr(torch._C, "_are_functorch_transforms_active", None)
-    return not (active is not None and active())
-
-
 def sided_logs(logits: Tensor, y: Tensor, shift: float = 0.0) -> tuple[Tensor, Tensor]:
     r"""``log p_t`` and ``log(1 - p_t)`` of hard binary targets, in few passes over the data.
 
@@ -54,26 +46,46 @@ class _SidedLogs(torch.autograd.Function):
         logits, y = ctx.saved_tensors
         if grad_pt is None and grad_qt is None:
             return None, None, None
-        sign = 2.0 * y - 1.0
-        if not ctx.shift:
-            z = logits * sign
-            slope = _sum(grad_pt, torch.sigmoid(-z) if grad_pt is not None else None)
-            if grad_qt is not None:
-                slope = slope - grad_qt * torch.sigmoid(z)
-            return slope * sign, None, None
-        p, not_p = torch.sigmoid(logits), torch.sigmoid(-logits)
-        over = p - ctx.shift
-        inside = over > 0
-        steep = p * not_p
-        positive, negative = _sum(grad_pt, not_p), -_sum(grad_pt, steep / (not_p + ctx.shift))
-        if grad_qt is not None:
-            positive = positive - grad_qt * p
-            negative = negative + grad_qt * steep / torch.where(inside, over, 1.0)
-        return torch.where(y > 0, positive, negative * inside), None, None
+        if torch.is_grad_enabled():
+            return _slope(logits, y, ctx.shift, grad_pt, grad_qt), None, None
+        if grad_qt is None and grad_pt is not None:
+            return _slope_of_pt(logits, y, ctx.shift).mul_(grad_pt), None, None
+        if ctx.shift or grad_pt is None or grad_qt is None:
+            return _slope(logits, y, ctx.shift, grad_pt, grad_qt), None, None
+        sign = y.mul(2.0).sub_(1.0)
+        z = logits * sign
+        slope = z.neg().sigmoid_().mul_(grad_pt).addcmul_(z.sigmoid_(), grad_qt, value=-1.0)
+        return slope.mul_(sign), None, None
 
 
-def _sum(grad: Tensor | None, factor: Tensor | None) -> Tensor | float:
-    return 0.0 if grad is None or factor is None else grad * factor
+def _slope_of_pt(logits: Tensor, y: Tensor, shift: float) -> Tensor:
+    """Derivative of ``log p_t`` alone, in place wherever that is possible."""
+    if not shift:
+        sign = y.mul(2.0).sub_(1.0)
+        return (logits * sign).neg_().sigmoid_().mul_(sign)
+    p, not_p = torch.sigmoid(logits), (-logits).sigmoid_()
+    inside = p > shift
+    negative = p.mul_(not_p).div_(not_p + shift).mul_(inside).neg_()
+    return negative.lerp_(not_p, y)
+
+
+def _slope(logits: Tensor, y: Tensor, shift: float, grad_pt: Tensor | None, grad_qt: Tensor | None) -> Tensor:
+    """The same for both outputs, in operations that can be differentiated again."""
+    sign = 2.0 * y - 1.0
+    if not shift:
+        z = logits * sign
+        return (_sum(grad_pt, torch.sigmoid(-z)) - _sum(grad_qt, torch.sigmoid(z))) * sign
+    p, not_p = torch.sigmoid(logits), torch.sigmoid(-logits)
+    over = p - shift
+    inside = over > 0
+    steep = p * not_p
+    positive = _sum(grad_pt, not_p) - _sum(grad_qt, p)
+    negative = _sum(grad_qt, steep / torch.where(inside, over, 1.0)) - _sum(grad_pt, steep / (not_p + shift))
+    return torch.where(y > 0, positive, negative * inside)
+
+
+def _sum(grad: Tensor | None, factor: Tensor) -> Tensor:
+    return torch.zeros_like(factor) if grad is None else grad * factor
 
 
 def _log_sigmoids(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,13 +13,11 @@ from reweigh.weighting.frequency import Normalization, Values
 from reweigh.weighting.schedules import Schedule
 from reweigh.weighting.token import TLDR, PowerLawDecay
 
-from .criteria.base import _kind, expand_mask
+from .criteria.base import _kind, expand_mask, is_index
 from .criteria.language import CausalLM
 from .objective import Objective
 from .reductions import Reduction, ReductionName
 from .registry import method
-
-_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
 
 @method(
@@ -138,7 +136,7 @@ class PowerLawDecayLoss(Objective):
             raise TypeError(
                 f"PowerLawDecayLoss: total_weight needs its own criterion and weighting, got {criterion!r}, {decay!r}"
             )
-        if not isinstance(labels, Tensor) or labels.dtype not in _INTEGERS:
+        if not is_index(labels):
             raise TypeError(f"PowerLawDecayLoss: labels must be token indices, got {_kind(labels)}")
         if labels.ndim != 2:
             raise ValueError(f"PowerLawDecayLoss: labels must be (B, T), got {tuple(labels.shape)}")

@@ -9,8 +9,8 @@ from reweigh.weighting.frequency import Values
 from reweigh.weighting.schedules import Schedule
 
 from .classification import PerClass
+from .criteria.binary import BinaryCrossEntropy
 from .criteria.classwise import ClasswiseCrossEntropy
-from .criteria.element import BinaryCrossEntropy
 from .objective import Objective
 from .reductions import Reduction, ReductionName
 from .registry import method

@@ -15,7 +15,8 @@ from reweigh.weighting.schedules import Schedule, check_hyper
 from .classification import PerClass
 from .criteria.element import CrossEntropy
 from .criteria.joint import Joint
-from .criteria.region import Overlap, SelfAdjustingDice
+from .criteria.region import Overlap
+from .criteria.self_adjusting import SelfAdjustingDice
 from .objective import Objective
 from .reductions import Reduction, ReductionName, SequenceMean
 from .registry import method

@@ -38,7 +38,7 @@ from reweigh import (
 )
 from reweigh.losses import functional
 from reweigh.losses.conformance import check_criterion, check_objective
-from reweigh.losses.criteria.region import log_complement
+from reweigh.losses.criteria.probability import log_complement
 
 F64 = torch.float64
 ACTIVATIONS = ("softmax", "sigmoid", "none")

@@ -27,7 +27,7 @@ def _binary(owner: Weighting, terms: LossTerms) -> Tensor:
 
 def _focus(owner: Weighting, terms: LossTerms, gamma_neg: Hyper, gamma_pos: Hyper) -> Tensor:
     y = _binary(owner, terms)
-    gamma = gamma_pos * y + gamma_neg * (1.0 - y)
+    gamma = y * (gamma_pos - gamma_neg) + gamma_neg
     return focal_weight(terms.need("log_pt", owner), gamma, terms.log_complement())
 
 

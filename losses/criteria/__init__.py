@@ -1,13 +1,16 @@
 """Criteria: what turns inputs into unreduced loss terms."""
 
 from .base import Criterion
+from .binary import BinaryCrossEntropy
 from .classwise import ClasswiseCrossEntropy
-from .element import BinaryCrossEntropy, CrossEntropy, FromLoss
+from .element import CrossEntropy
+from .function import FromLoss
 from .joint import Joint
 from .language import CausalLM
 from .pair import PairLogSumExp, PairSimilarity
 from .proxy import ProxyCrossEntropy
-from .region import Overlap, SelfAdjustingDice
+from .region import Overlap
+from .self_adjusting import SelfAdjustingDice
 
 __all__ = [
     "BinaryCrossEntropy",

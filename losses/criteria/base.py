@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -175,12 +175,7 @@ class Criterion(Dynamic, ABC):
         return value
 
     def _per_sample(self, name: str, value: Tensor, terms: LossTerms) -> Tensor:
-        if (
-            not isinstance(value, Tensor)
-            or value.is_floating_point()
-            or value.is_complex()
-            or value.dtype == torch.bool
-        ):
+        if not is_index(value):
             raise TypeError(f"{type(self).__name__}: {name} must be an integer tensor, got {_kind(value)}")
         if tuple(value.shape) != tuple(terms.loss.shape[:1]):
             raise ValueError(
@@ -195,6 +190,13 @@ def _only_counted(value: Tensor, terms: LossTerms) -> Tensor:
     if terms.mask is None or value.ndim == terms.mask.ndim:
         return mask_out(value, terms.mask, 0.0)
     return mask_out(value, terms.mask.flatten(value.ndim).any(-1), 0.0)
+
+
+def is_index(value: object) -> TypeGuard[Tensor]:
+    """Whether a value is a tensor of integers."""
+    return isinstance(value, Tensor) and not (
+        value.is_floating_point() or value.is_complex() or value.dtype == torch.bool
+    )
 
 
 def _kind(value: object) -> str:

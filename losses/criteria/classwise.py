@@ -11,8 +11,9 @@ from reweigh.weighting.schedules import Schedule, value_of
 from reweigh.weighting.terms import NEUTRAL_LOG_PT, LossTerms, mask_out
 
 from ..logits import LogitTransform
-from .base import _kind, expand_mask, upcast
+from .base import _kind, expand_mask, is_index, upcast
 from .element import _Element
+from .probability import log_complement
 
 
 @final
@@ -65,12 +66,7 @@ class ClasswiseCrossEntropy(_Element):
         if len(inputs) != 2:
             raise TypeError(f"ClasswiseCrossEntropy: takes (logits, target), got {len(inputs)} inputs")
         logits, target = upcast(self, "logits", inputs[0]), inputs[1]
-        if (
-            not isinstance(target, Tensor)
-            or target.is_floating_point()
-            or target.is_complex()
-            or target.dtype == torch.bool
-        ):
+        if not is_index(target):
             raise TypeError(f"ClasswiseCrossEntropy: target must be class indices, got {_kind(target)}")
         if logits.ndim == 0 or logits.shape[dim := 1 if logits.ndim > 1 else 0] == 0:
             raise ValueError(
@@ -98,7 +94,8 @@ class ClasswiseCrossEntropy(_Element):
         y = positive.to(logits.dtype)
         share = y * (1.0 - smoothing) + smoothing / classes
         present = share > 0 if valid is None else (share > 0) & valid.unsqueeze(-1)
-        log_p, log_not_p = logits.log_softmax(-1), log_softmax_complement(logits)
+        log_p = logits.log_softmax(-1)
+        log_not_p = log_complement(log_p, -1)
         return LossTerms(
             loss=mask_out(-log_p, present, 0.0),
             mask=present,
@@ -124,17 +121,3 @@ class ClasswiseCrossEntropy(_Element):
             ignored = target.masked_fill(torch.rand(target.shape, generator=generator) < 0.4, self.ignore_index)
             found |= {f"{shape}, classes": (logits, target), f"{shape}, some ignored": (logits, ignored)}
         return found
-
-
-def log_softmax_complement(logits: Tensor) -> Tensor:
-    """``log(1 - softmax(logits))`` along the last dimension, without cancellation; minus infinity for a single class.
-
-    Only the largest class can come near 1, and what it leaves over is the others' sum; for the rest ``log1p`` is exact.
-    """
-    top = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, logits.argmax(-1, keepdim=True), True)
-    if logits.shape[-1] == 1:
-        return torch.full_like(logits, -torch.inf) + 0.0 * logits
-    others = logits.masked_fill(top, -torch.inf).logsumexp(-1, keepdim=True)
-    left = others - logits.logsumexp(-1, keepdim=True)
-    p = logits.softmax(-1).masked_fill(top, 0.0)
-    return torch.where(top, left, torch.log1p(-p))

@@ -76,6 +76,13 @@ class Joint(Criterion):
             raise TypeError(f"Joint: every part must be an Objective, got {type(first).__name__}")
         return first.example_inputs(batch, seed=seed, dtype=dtype)
 
+    def example_variants(self, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, tuple[Any, ...]]:
+        """Those of the first part."""
+        first = self.parts[0]
+        if not isinstance(first, Criterion):
+            raise TypeError(f"Joint: every part must be an Objective, got {type(first).__name__}")
+        return first.example_variants(seed=seed, dtype=dtype)
+
 
 def combine(*weighted: tuple[float, Objective]) -> Objective:
     """The weighted sum of objectives as one; a sum among them is taken apart first."""

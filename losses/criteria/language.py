@@ -13,7 +13,7 @@ from reweigh.weighting.schedules import Schedule
 from reweigh.weighting.terms import NEUTRAL_LOG_PT, LossTerms
 
 from ..logits import LogitTransform
-from .base import _kind, expand_mask, upcast
+from .base import _kind, expand_mask, is_index, upcast
 from .element import SoftmaxCriterion
 
 
@@ -71,12 +71,7 @@ class CausalLM(SoftmaxCriterion):
         if len(inputs) != 2:
             raise TypeError(f"CausalLM: takes (logits, labels), got {len(inputs)} inputs")
         logits, labels = upcast(self, "logits", inputs[0]), inputs[1]
-        if (
-            not isinstance(labels, Tensor)
-            or labels.is_floating_point()
-            or labels.is_complex()
-            or labels.dtype == torch.bool
-        ):
+        if not is_index(labels):
             raise TypeError(f"CausalLM: labels must be token indices, got {_kind(labels)}")
         if logits.ndim != 3 or logits.shape[-1] == 0 or labels.shape != logits.shape[:2]:
             raise ValueError(

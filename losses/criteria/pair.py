@@ -20,7 +20,7 @@ from reweigh.weighting.schedules import Schedule, check_hyper, value_of
 from reweigh.weighting.terms import NEUTRAL_LOG_PT, LossTerms, mask_out
 
 from ..gather import Shard, join, join_samples
-from .base import Criterion, _kind, expand_mask, upcast
+from .base import Criterion, _kind, expand_mask, is_index, upcast
 from .tiles import Choice, Law, full_precision, masked_logsumexp, pair_terms, row_sums
 
 Pairs = Sequence[Tensor]
@@ -71,12 +71,7 @@ class _Embedded(Criterion):
             if pairs is None:
                 raise TypeError(f"{name}: needs labels or pairs, got neither")
             return embeddings, None, pairs
-        if (
-            not isinstance(label, Tensor)
-            or label.is_floating_point()
-            or label.is_complex()
-            or label.dtype == torch.bool
-        ):
+        if not is_index(label):
             raise TypeError(f"{name}: labels must be an integer tensor, got {_kind(label)}")
         if label.shape != embeddings.shape[:1]:
             raise ValueError(f"{name}: labels must have shape {tuple(embeddings.shape[:1])}, got {tuple(label.shape)}")
@@ -142,7 +137,7 @@ class _Embedded(Criterion):
                 f"matrices, got {len(pairs)} tensors"
             )
         for part in pairs:
-            if part.is_floating_point() or part.is_complex() or part.dtype == torch.bool:
+            if not is_index(part):
                 raise TypeError(f"{name}: pairs must hold integers, got {part.dtype}")
         for one, other in (pairs[:2], pairs[2:]):
             if one.ndim != 1 or one.shape != other.shape:
@@ -164,6 +159,21 @@ class _Embedded(Criterion):
         labels = (torch.arange(batch) // 3) % 4
         noise = torch.randn(batch, 3, generator=generator, dtype=torch.float64)
         return (centers[labels] + 0.7 * noise).to(dtype), labels
+
+    def example_variants(self, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, tuple[Any, ...]]:
+        embeddings, labels = self.example_inputs(9, seed=seed, dtype=dtype)
+        one, other = (part.flatten() for part in torch.meshgrid(torch.arange(9), torch.arange(9), indexing="ij"))
+        same, different = labels[one] == labels[other], labels[one] != labels[other]
+        listed = (one[same], other[same], one[different], other[different])
+        return {
+            "labels": (embeddings, labels),
+            "some ignored": (embeddings, labels.masked_fill(labels == 1, self.ignore_index)),
+            "one class": (embeddings, torch.zeros_like(labels)),
+            "no two alike": (embeddings, torch.arange(9)),
+            "one sample": (embeddings[:1], labels[:1]),
+            "pairs": (embeddings, None, listed),
+            "matrices": (embeddings, labels, (labels[:, None] == labels, labels[:, None] != labels)),
+        }
 
 
 @final

@@ -15,7 +15,7 @@ from reweigh.weighting.schedules import Schedule
 from reweigh.weighting.terms import LossTerms
 
 from ..logits import LogitTransform
-from .base import _kind, upcast
+from .base import _kind, is_index, upcast
 from .element import SoftmaxCriterion
 from .pair import unit
 from .tiles import full_precision
@@ -95,12 +95,7 @@ class ProxyCrossEntropy(SoftmaxCriterion):
         if len(inputs) != 2:
             raise TypeError(f"ProxyCrossEntropy: takes (embeddings, labels), got {len(inputs)} inputs")
         embeddings, labels = upcast(self, "embeddings", inputs[0]), inputs[1]
-        if (
-            not isinstance(labels, Tensor)
-            or labels.is_floating_point()
-            or labels.is_complex()
-            or labels.dtype == torch.bool
-        ):
+        if not is_index(labels):
             raise TypeError(f"ProxyCrossEntropy: labels must be an integer tensor, got {_kind(labels)}")
         if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_dim or labels.shape != embeddings.shape[:1]:
             raise ValueError(
