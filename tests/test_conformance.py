@@ -5,7 +5,13 @@ import torch
 
 from reweigh import losses, weighting
 from reweigh.losses import BinaryCrossEntropy, CrossEntropy, FromLoss, LogitAdjustment, Objective
-from reweigh.losses.conformance import CRITERION_FOR, check_criterion, check_objective, objective_checks
+from reweigh.losses.conformance import (
+    CRITERION_FOR,
+    check_criterion,
+    check_kinds_of_input,
+    check_objective,
+    objective_checks,
+)
 from reweigh.losses.conformance import ready as ready_objective
 from reweigh.weighting import (
     Between,
@@ -41,11 +47,19 @@ def test_objective(name, example, check):
     check(ready_objective(losses.create(name, **example)))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "example"), examples(losses.registry))
+def test_every_kind_of_input_in_every_reduction_and_dtype(name, example):
+    check_kinds_of_input(ready_objective(losses.create(name, **example)), every=True)
+
+
 @pytest.mark.parametrize("check", objective_checks(), ids=lambda check: check.__name__)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize(("name", "example"), examples(weighting.registry))
 def test_weighting_in_an_objective(name, example, reduction, check):
     criterion = CRITERION_FOR[weighting.registry.record(name).acts_on]()
+    if check is check_kinds_of_input and reduction != "mean":
+        return  # it goes through the reductions itself
     check(ready_objective(Objective(criterion, weighting.create(name, **example), reduction)))
 
 
