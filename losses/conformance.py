@@ -271,11 +271,15 @@ def check_kinds_of_input(objective: Objective, *, every: bool = False) -> None:
     ``every`` takes them all in the other dtypes as well.
     """
     objective.eval()
+    classes = objective.criterion.terms(*objective.example_inputs()).num_classes
+    by_class = objective.weighting is not None and "category" in objective.weighting.needs
     everything: list[ReductionName] = ["mean", "weighted_mean", "sum", "none", "batch_mean", "sequence_mean"]
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         for kind, inputs in objective.example_variants(dtype=dtype).items():
             exact = [v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in inputs]
             terms = objective.criterion.terms(*inputs)
+            if by_class and terms.num_classes != classes:
+                continue  # its tables are for the classes of the usual inputs
             batched = terms.fold(terms.loss).ndim > 0
             rows = torch.arange(inputs[0].shape[0])
             given = _meta(objective, len(rows)) if batched else {}

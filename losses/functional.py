@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from reweigh.weighting.base import Weighting
 from reweigh.weighting.config import check_number
 from reweigh.weighting.frequency import Normalization, Values
 from reweigh.weighting.pair import CirclePacing
@@ -262,6 +263,7 @@ def circle_loss(
     *,
     pairs: Pairs | None = None,
     over: Literal["anchor", "batch"] = "anchor",
+    pacing: Weighting | None = None,
     drop_satisfied: bool = False,
     normalize: bool = True,
     tile: int | None = None,
@@ -282,6 +284,7 @@ def circle_loss(
         m,
         gamma=gamma,
         over=over,
+        pacing=pacing,
         drop_satisfied=drop_satisfied,
         normalize=normalize,
         tile=tile,

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from reweigh import losses, weighting
-from reweigh.losses import BinaryCrossEntropy, CrossEntropy, FromLoss, LogitAdjustment, Objective
+from reweigh.losses import (
+    BinaryCrossEntropy,
+    ClasswiseCrossEntropy,
+    CrossEntropy,
+    FromLoss,
+    LogitAdjustment,
+    Objective,
+)
 from reweigh.losses.conformance import (
     CRITERION_FOR,
     check_criterion,
@@ -14,14 +21,17 @@ from reweigh.losses.conformance import (
 )
 from reweigh.losses.conformance import ready as ready_objective
 from reweigh.weighting import (
+    AsymmetricFocal,
     Between,
     EffectiveNumber,
     Focal,
+    HardNegatives,
     InClasses,
     InverseClassLoss,
     InverseFrequency,
     Linear,
     Piecewise,
+    PositiveBalance,
     Weighting,
 )
 from reweigh.weighting.conformance import TERMS, check_weighting, ready, weighting_checks
@@ -69,6 +79,9 @@ CRITERIA = [
     CrossEntropy(logits=LogitAdjustment([50, 20, 6, 1], tau=Linear(0.0, 1.0, duration=3, by="step"))),
     CrossEntropy(weight="balanced", label_smoothing=Linear(0.0, 0.2, duration=3, by="step")),
     BinaryCrossEntropy(weight=[1.0, 2.0, 0.5, 3.0], pos_weight=2.0, label_smoothing=0.1),
+    BinaryCrossEntropy(shift=0.05, soft="sides", pos_weight=2.0),
+    BinaryCrossEntropy(shift=0.2),
+    ClasswiseCrossEntropy(label_smoothing=0.2),
     FromLoss(torch.nn.SmoothL1Loss(reduction="none")),
 ]
 
@@ -95,12 +108,28 @@ COMPOSITIONS = [
     Focal(2.0).pooled("group") * Between("loss", low=0.5),
     InverseClassLoss(4).frozen(),
 ]
+SHARED = [
+    (InverseFrequency([50, 20, 6, 1]) * AsymmetricFocal()).clip(max=2.0).normalize(),
+    PositiveBalance(0.3) * Focal(1.0),
+    Focal(1.0).pooled("class"),
+    AsymmetricFocal(detach=False).ema(0.9, 4),
+    HardNegatives(1.0),
+    InverseClassLoss(4),
+]
 
 
 @pytest.mark.parametrize("composed", COMPOSITIONS, ids=repr)
 def test_compositions(composed):
     check_weighting(composed)
     check_objective(Objective(CrossEntropy(), composed))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("weighting", SHARED, ids=repr)
+def test_weightings_of_labels_that_are_several_terms(weighting, reduction):
+    check_objective(
+        Objective(BinaryCrossEntropy(shift=0.05, soft="sides"), weighting, reduction), compiled=reduction == "mean"
+    )
 
 
 class _Broken(Weighting):

@@ -129,3 +129,22 @@ def test_same_names_mean_the_same_everywhere():
             seen.setdefault(parameter.name, set()).add(str(parameter.annotation))
     for shared in ("gamma", "weight", "ignore_index", "label_smoothing", "reduction"):
         assert len(seen.get(shared, {0})) == 1, f"{shared}: {seen[shared]}"
+
+
+@pytest.mark.parametrize("name", losses.available())
+def test_functional_twin_has_the_same_arguments(name):
+    """After its inputs: the same names, order and defaults, so that either form can be read from the other."""
+    cls = losses.registry.get(name)
+    words = re.findall(r"[A-Z]+(?=[A-Z][a-z])|[A-Z][a-z]+", cls.__name__)
+    twin = getattr(losses.functional, "_".join(words).lower())
+    given = list(inspect.signature(twin).parameters.values())
+    wanted = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    names = [parameter.name for parameter in given]
+    apart = {"num_classes", "embedding_dim", "proxies"} if name == "circle_classification" else set()
+    kept = [parameter for parameter in wanted if parameter.name not in apart]
+    own = [given[names.index(parameter.name)] for parameter in kept]
+    assert [parameter.name for parameter in own] == [parameter.name for parameter in given if parameter in own]
+    assert {p.name: p.default for p in own if p.name != "counts"} == {
+        p.name: p.default for p in kept if p.name != "counts"
+    }
+    assert given[-1].kind is inspect.Parameter.VAR_KEYWORD

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,14 +15,16 @@ from reweigh.losses import (
     AsymmetricLoss,
     BalancedSoftmax,
     BinaryCrossEntropy,
+    CausalLM,
     CircleLoss,
     CrossEntropy,
     DiceLoss,
     FocalLoss,
     Objective,
     SigmoidFocalLoss,
+    TLDRLoss,
 )
-from reweigh.weighting import Focal, InverseFrequency
+from reweigh.weighting import TLDR, Focal, InverseFrequency, PowerLawDecay
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -58,16 +62,30 @@ def cases() -> list[Case]:
         }
         if len(shape) > 2:
             losses |= {"DiceLoss()": DiceLoss(), 'DiceLoss(over="batch")': DiceLoss(over="batch")}
+            losses |= _peer("MONAI DiceLoss", "monai.losses", "DiceLoss", softmax=True, to_onehot_y=True, column=True)
         made.append(Case(name, logits, target, losses))
+    for rows in (8192, 131072):
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(rows, 80, generator=generator)
+        target = (torch.rand(rows, 80, generator=generator) < 0.03).float()
+        binary: dict[str, Loss] = {
+            "F.bce_with_logits": functional.binary_cross_entropy_with_logits,
+            "Objective(BinaryCrossEntropy())": Objective(BinaryCrossEntropy()),
+            "SigmoidFocalLoss()": SigmoidFocalLoss(),
+            "AsymmetricLoss()": AsymmetricLoss(),
+        }
+        made.append(Case(f"sigmoid ({rows}, 80)", logits, target, binary))
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(8192, 80, generator=generator)
-    binary: dict[str, Loss] = {
-        "F.bce_with_logits": functional.binary_cross_entropy_with_logits,
-        "Objective(BinaryCrossEntropy())": Objective(BinaryCrossEntropy()),
-        "SigmoidFocalLoss()": SigmoidFocalLoss(),
-        "AsymmetricLoss()": AsymmetricLoss(),
+    logits = torch.randn(4, 512, 32000, generator=generator)
+    labels = torch.randint(32000, (4, 512), generator=generator)
+    counts = [1e6 / (v + 1) for v in range(32000)]
+    token: dict[str, Loss] = {
+        "F.cross_entropy": _next_token,
+        "Objective(CausalLM())": Objective(CausalLM()),
+        "TLDRLoss()": TLDRLoss(),
+        "(decay x TLDR).clip": Objective(CausalLM(), (PowerLawDecay(counts, alpha=0.25) * TLDR()).clip(max=5.0)),
     }
-    made.append(Case("sigmoid (8192, 80)", logits, (torch.rand(8192, 80, generator=generator) < 0.03).float(), binary))
+    made.append(Case("tokens (4, 512, 32000)", logits, labels, token))
     for size in (512, 4096):
         generator = torch.Generator().manual_seed(0)
         labels = torch.arange(size) // 4
@@ -79,8 +97,22 @@ def cases() -> list[Case]:
             "CircleLoss(over='batch')": CircleLoss(over="batch"),
             "CircleLoss(drop_satisfied=True)": CircleLoss(drop_satisfied=True),
         }
+        metric |= _peer("pytorch-metric-learning CircleLoss", "pytorch_metric_learning.losses", "CircleLoss")
         made.append(Case(f"pairs ({size}, 128)", embeddings, labels, metric))
     return made
+
+
+def _peer(label: str, module: str, name: str, *, column: bool = False, **options: Any) -> dict[str, Loss]:
+    """Another library's loss, where it is installed (``PYTHONPATH=.venv/peers`` after ``make peers``)."""
+    try:
+        loss = getattr(importlib.import_module(module), name)(**options)
+    except ImportError:
+        return {}
+    return {label: (lambda logits, target: loss(logits, target.unsqueeze(1))) if column else loss}
+
+
+def _next_token(logits: Tensor, labels: Tensor) -> Tensor:
+    return functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
 
 def _similarities(embeddings: Tensor, labels: Tensor) -> Tensor:
