@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from reweigh.losses import FocalLoss, SigmoidFocalLoss
+from reweigh.losses import AsymmetricLoss, FocalLoss, SelfAdjustingDiceLoss, SigmoidFocalLoss
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -34,12 +34,41 @@ def losses(gamma: float) -> dict[str, tuple[Loss, Loss, bool]]:
         p_t = p * y + (1.0 - p) * (1.0 - y)
         return functional.binary_cross_entropy_with_logits(x, y, reduction="none") * (1.0 - p_t) ** gamma
 
+    if gamma < 0.1:  # the exponent of the self-adjusting factor
+        dice = SelfAdjustingDiceLoss(gamma, reduction="none")
+        return {"SelfAdjustingDiceLoss": (dice, dice, False), "dice, probabilities": (_dice(gamma), dice, False)}
+    asymmetric = AsymmetricLoss(gamma, gamma, detach=False, reduction="none")
     return {
         "FocalLoss": (softmax, softmax, False),
         "softmax, CE then exp": (by_exp, softmax, False),
         "SigmoidFocalLoss": (sigmoid, sigmoid, True),
         "sigmoid, probabilities": (by_probability, sigmoid, True),
+        "AsymmetricLoss": (asymmetric, asymmetric, True),
+        "asymmetric, probabilities": (_asymmetric(gamma), asymmetric, True),
     }
+
+
+def _asymmetric(gamma: float, clip: float = 0.05, eps: float = 1e-8) -> Loss:
+    """The usual way: probabilities, clamped before the logarithm."""
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        p = torch.sigmoid(x)
+        q = (1.0 - p + clip).clamp(max=1.0)
+        p_t = p * y + q * (1.0 - y)
+        return -torch.log(p_t.clamp(min=eps)) * (1.0 - p_t) ** gamma
+
+    return loss
+
+
+def _dice(alpha: float) -> Loss:
+    """The usual way: powers of probabilities."""
+
+    def loss(x: Tensor, target: Tensor) -> Tensor:
+        p, y = torch.softmax(x, 1), functional.one_hot(target, x.shape[1]).to(x.dtype)
+        q = (1.0 - p) ** alpha * p
+        return (1.0 - (2.0 * q * y + 1.0) / (q**2 + y**2 + 1.0)).sum(1)
+
+    return loss
 
 
 def errors(loss: Loss, exact: Loss, logits: Tensor, target: Tensor) -> tuple[float, float]:
@@ -61,7 +90,7 @@ def main() -> None:
     """Print the table in Markdown."""
     print("| loss | gamma | dtype | " + " | ".join(f"logits of ±{scale:g}" for scale in SCALES) + " |")
     print("|---" * (3 + len(SCALES)) + "|")
-    for gamma in (2.0, 0.5):
+    for gamma in (2.0, 0.5, 0.01):
         for name, (loss, exact, binary) in losses(gamma).items():
             for dtype in DTYPES:
                 cells = []
