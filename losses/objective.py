@@ -311,6 +311,10 @@ class Objective(Criterion):
 
         return combine((1.0, self), (1.0, other)) if isinstance(other, Objective) else NotImplemented
 
+    def __radd__(self, other: int) -> Objective:
+        """``sum`` of objectives starts with 0."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
     def __mul__(self, factor: float) -> Objective:
         """``2.0 * a``: the objective times a number."""
         from .criteria.joint import combine

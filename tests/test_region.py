@@ -890,3 +890,11 @@ def test_other_bad_calls():
     with pytest.raises(ValueError, match="include_background=False needs at least two classes, got 1"):
         Overlap(include_background=False, activation="sigmoid").terms(LOGITS[:, :1], LABELS)
     assert Overlap(validate=False, activation="none").terms(LOGITS - 2, LABELS).loss.shape == (2, 3)
+
+
+def test_python_sums_objectives():
+    x, y = torch.randn(2, 3, 4, 4), torch.randint(3, (2, 4, 4))
+    parts = [DiceLoss(), FocalLoss(), TverskyLoss()]
+    torch.testing.assert_close(sum(parts)(x, y), sum(part(x, y) for part in parts))
+    with pytest.raises(TypeError):
+        1 + DiceLoss()
