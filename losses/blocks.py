@@ -22,10 +22,10 @@ from reweigh.weighting.config import watched
 if TYPE_CHECKING:
     from .objective import Objective
 
-LEAST = 2**21
-"""Elements below which a batch is small enough as a whole."""
-BLOCK = 2**18
-"""Elements taken together."""
+LEAST = {False: 2**21, True: 2**18}
+"""Elements below which a batch is small enough as a whole, for row-wise and for element-wise criteria."""
+BLOCK = {False: 2**18, True: 2**16}
+"""Elements taken together: what fits a core's cache times the number of passes."""
 _MANY_COLUMNS = 2**19  # rows so long that BLOCK holds but a few are taken by this number instead, 16 at most
 
 REDUCTIONS = frozenset({"mean", "weighted_mean", "sum", "batch_mean", "sequence_mean"})
@@ -37,7 +37,8 @@ def in_blocks(
 ) -> Tensor | None:
     """The objective's value with its gradient attached, or ``None`` where it has to go the plain way."""
     first = inputs[0] if inputs else None
-    if not isinstance(first, Tensor) or first.numel() < LEAST or not _suits(objective, first):
+    kind = objective.criterion.elementwise
+    if not isinstance(first, Tensor) or first.numel() < LEAST[kind] or not _suits(objective, first):
         return None
     meta = {name: value for name, value in meta.items() if value is not None}
     others = [*inputs[1:], *meta.values()]
@@ -85,7 +86,7 @@ def _value(
     numerator = torch.zeros((), dtype=torch.float64)
     denominator: Tensor | float = 0.0
     classes = (0, 0, 0)
-    for rows in _rows(first):
+    for rows in _rows(first, BLOCK[objective.criterion.elementwise]):
         piece = source[rows].requires_grad_(wanted)
         with torch.set_grad_enabled(wanted):
             terms = objective.criterion.terms(
@@ -116,9 +117,9 @@ def _value(
     return found
 
 
-def _rows(first: Tensor) -> list[slice]:
+def _rows(first: Tensor, block: int) -> list[slice]:
     row = first[0].numel()
-    many = BLOCK // row
+    many = block // row
     if many < 16:
         many = max(1, min(16, _MANY_COLUMNS // row))
     return [slice(start, start + many) for start in range(0, first.shape[0], many)]

@@ -27,15 +27,15 @@ COUNTS = [50, 20, 6, 1]
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of a row or two for batches of any size; tells how often they were taken."""
-    monkeypatch.setattr(blocks, "LEAST", 1)
-    monkeypatch.setattr(blocks, "BLOCK", 8)
+    monkeypatch.setattr(blocks, "LEAST", {False: 1, True: 1})
+    monkeypatch.setattr(blocks, "BLOCK", {False: 8, True: 8})
     monkeypatch.setattr(blocks, "_MANY_COLUMNS", 8)
     taken = []
     value = blocks._value
 
     def counted(*args):
         found = value(*args)
-        taken.append(len(blocks._rows(args[1])))
+        taken.append(len(blocks._rows(args[1], 8)))
         return found
 
     monkeypatch.setattr(blocks, "_value", counted)

@@ -27,6 +27,8 @@ class Criterion(Dynamic, ABC):
     """Whether the terms of a sample depend on that sample alone, so that micro-batches can add up to the batch."""
     rowwise: bool = False
     """Whether all inputs may be cut along dimension 0: rows that are measured apart are the same terms."""
+    elementwise: bool = False
+    """Whether every entry of the first input is a term, so that weighing costs as much as measuring."""
     pools: bool = False
     """Whether terms stand for the batch as a whole: then nothing given per sample but its weight has a place."""
     counts_inside: bool = False

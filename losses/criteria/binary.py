@@ -62,6 +62,7 @@ class BinaryCrossEntropy(_Element):
     """
 
     provides = frozenset({"loss", "log_pt", "log_qt", "target", "category"})
+    elementwise = True
 
     def __init__(
         self,

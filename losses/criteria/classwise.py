@@ -51,6 +51,7 @@ class ClasswiseCrossEntropy(_Element):
     """
 
     provides = frozenset({"loss", "log_pt", "log_qt", "target", "category"})
+    elementwise = True
 
     def __init__(
         self,
