@@ -22,7 +22,7 @@ from reweigh.weighting.config import watched
 if TYPE_CHECKING:
     from .objective import Objective
 
-LEAST = {False: 2**21, True: 2**18}
+LEAST = {False: 2**21, True: 2**20}
 """Elements below which a batch is small enough as a whole, for row-wise and for element-wise criteria."""
 BLOCK = {False: 2**18, True: 2**16}
 """Elements taken together: what fits a core's cache times the number of passes."""
