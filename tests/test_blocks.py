@@ -124,9 +124,7 @@ def test_gradients_beyond_the_first(small_blocks):
     first.zero_()  # what was handed out belongs to the caller
     (second,) = torch.autograd.grad(3.0 * value, logits)
     torch.testing.assert_close(second, 3.0 * kept, rtol=1e-12, atol=0)
-    (scaled,) = torch.autograd.grad(
-        0.5 * objective(logits, target), logits
-    )  # as a sum of losses does
+    (scaled,) = torch.autograd.grad(0.5 * objective(logits, target), logits)  # as a sum of losses does
     torch.testing.assert_close(scaled, 0.5 * kept, rtol=1e-12, atol=0)
     assert torch.autograd.gradgradcheck(lambda x: objective(x, target), (logits,))
     assert not objective(logits.detach(), target).requires_grad
