@@ -16,12 +16,14 @@ from .criteria import (
     PairSimilarity,
     ProxyCrossEntropy,
     SelfAdjustingDice,
+    TaskLosses,
 )
 from .language import PowerLawDecayLoss, TLDRLoss
 from .logits import BalancedSoftmax, Chain, LogitAdjustment, LogitTransform, Temperature, posthoc_logit_adjustment
 from .margins import CircleLogits
 from .metric import CircleClassificationLoss, CircleLoss
 from .multilabel import AsymmetricLoss, AsymmetricSingleLabelLoss
+from .multitask import MultiTaskLoss, strip
 from .objective import Components, Objective
 from .reductions import (
     BatchMean,
@@ -63,6 +65,7 @@ __all__ = [
     "LogitAdjustment",
     "LogitTransform",
     "Mean",
+    "MultiTaskLoss",
     "Objective",
     "Overlap",
     "PairLogSumExp",
@@ -75,6 +78,7 @@ __all__ = [
     "SequenceMean",
     "SigmoidFocalLoss",
     "TLDRLoss",
+    "TaskLosses",
     "Temperature",
     "Total",
     "TverskyLoss",
@@ -83,4 +87,5 @@ __all__ = [
     "WeightedMean",
     "functional",
     "posthoc_logit_adjustment",
+    "strip",
 ]

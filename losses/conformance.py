@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reweigh.weighting.conformance import pickled, require, require_close
+from reweigh.weighting.conformance import TASKS, pickled, require, require_close
 from reweigh.weighting.dynamics import dynamics
 from reweigh.weighting.frequency import ClassCounts
 from reweigh.weighting.terms import NEUTRAL_LOG_PT
@@ -24,6 +24,7 @@ from .criteria.binary import BinaryCrossEntropy
 from .criteria.element import CrossEntropy
 from .criteria.pair import PairSimilarity
 from .criteria.region import Overlap
+from .criteria.task import TaskLosses
 from .objective import Objective
 from .reductions import ReductionName
 
@@ -34,6 +35,7 @@ CRITERION_FOR: dict[str, Callable[[], Criterion]] = {
     "binary": BinaryCrossEntropy,
     "region": Overlap,
     "pair": PairSimilarity,
+    "task": lambda: TaskLosses(TASKS),
 }
 """Makers of a criterion by what a weighting acts on (``Method.acts_on``)."""
 
@@ -187,6 +189,9 @@ def check_masked_means_removed(objective: Objective) -> None:
     objective.eval()
     inputs = objective.example_inputs(SIZE)
     keep = torch.arange(SIZE) % 3 != 1
+    if _innermost(objective).slots:
+        _check_empty_slots(objective, inputs[0], keep)
+        return
     value, grad = _grad(objective, _pick(inputs, keep), **{k: v[keep] for k, v in _meta(objective).items()})
     for garbage in (float("nan"), float("inf"), 1e4):
         dirty = (inputs[0].clone(), *inputs[1:])
@@ -205,8 +210,22 @@ def check_masked_means_removed(objective: Objective) -> None:
         require(not per_sample or bool((weights[~keep] == 0).all()), "masked weights are 0", objective)
 
 
+def _check_empty_slots(objective: Objective, losses: Tensor, keep: Tensor) -> None:
+    """Whatever stands in empty slots changes nothing."""
+    value, grad = _grad(objective, (losses,), mask=keep)
+    for garbage in (float("nan"), float("inf"), 1e4):
+        dirty = torch.where(keep, losses, garbage)
+        masked_value, masked_grad = _grad(objective, (dirty,), mask=keep)
+        require_close(masked_value, value, f"masked means removed (value, {garbage} there)", objective)
+        require_close(masked_grad, grad, f"masked means removed (gradient, {garbage} there)", objective)
+        require(bool((masked_grad[~keep] == 0).all()), "no gradient at masked places", objective)
+        require(bool((objective.weights(dirty, mask=keep)[~keep] == 0).all()), "masked weights are 0", objective)
+
+
 def check_weight_means_duplication(objective: Objective) -> None:
     """``sample_weight`` 2 is the same as a second copy, 0 the same as removal."""
+    if _innermost(objective).slots:
+        return  # a slot is not doubled
     objective.eval()
     inputs, times = objective.example_inputs(SIZE), torch.tensor([1, 2, 0, 3, 1, 1, 2, 0])
     rows = torch.arange(SIZE).repeat_interleave(times)
@@ -219,7 +238,10 @@ def check_nothing_counts(objective: Objective) -> None:
     """An empty batch and one that is masked throughout give 0 with a connected zero gradient."""
     full = objective.example_inputs(SIZE)
     nothing = torch.zeros(SIZE, dtype=torch.bool)
-    for inputs, meta in ((_pick(full, nothing), _meta(objective, 0)), (full, {"mask": nothing, **_meta(objective)})):
+    cases = [(full, {"mask": nothing, **_meta(objective)})]
+    if not _innermost(objective).slots:
+        cases.append((_pick(full, nothing), _meta(objective, 0)))
+    for inputs, meta in cases:
         value, grad = _grad(objective, inputs, **meta)
         require(bool((value == 0).all()), "nothing that counts gives 0", objective)
         require(bool((grad == 0).all()), "nothing that counts gives a zero gradient", objective)
@@ -274,6 +296,9 @@ def check_kinds_of_input(objective: Objective, *, every: bool = False) -> None:
     classes = objective.criterion.terms(*objective.example_inputs()).num_classes
     by_class = objective.weighting is not None and "category" in objective.weighting.needs
     everything: list[ReductionName] = ["mean", "weighted_mean", "sum", "none", "batch_mean", "sequence_mean"]
+    slots = _innermost(objective).slots
+    if slots:
+        everything = ["sum"]
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         for kind, inputs in objective.example_variants(dtype=dtype).items():
             exact = [v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in inputs]
@@ -286,6 +311,8 @@ def check_kinds_of_input(objective: Objective, *, every: bool = False) -> None:
             metas: list[dict[str, Tensor]] = [{}]
             if batched:
                 metas += [{"mask": rows % 3 != 1}, {"sample_weight": rows % 4 / 2.0}]
+            if slots:
+                metas.pop()
             for meta in metas:
                 for name in everything if every or dtype == torch.float32 else everything[:1]:
                     reduced = Objective(objective.criterion, objective.weighting, name).eval()

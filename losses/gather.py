@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from reweigh.weighting.config import owner_name
-from reweigh.weighting.dynamics import _distributed
+from reweigh.weighting.dynamics import communicates
 
 
 class Shard(NamedTuple):
@@ -72,7 +72,7 @@ def join_samples(
             have gradient, or in what else they give.
         TypeError: If something given is not a real tensor.
     """
-    if not _distributed():
+    if not communicates("auto"):
         return None
     size, names = points.shape[0], [name for name, value in given.items() if value is not None]
     columns: list[Tensor] = []

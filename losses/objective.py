@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -99,6 +101,7 @@ class Objective(Criterion):
         self._by_class = bool(inside) and all(isinstance(m, ClassTable | ClassCounts) for m in inside)
         self._warned = False
         self._watchers: list[Any] = []
+        self._validating = False
 
     # the law
 
@@ -198,6 +201,9 @@ class Objective(Criterion):
                     self.weighting.observe(terms.detach())
                 if self._per_forward:
                     drive(self._per_forward, "forward")
+            elif self._validating and not learn:
+                with torch.no_grad():
+                    self.weighting.observe_validation(terms.detach())
             weights = self._weights(terms)
         if learn and self._watchers and not torch.compiler.is_compiling():
             for watcher in self._watchers:
@@ -286,6 +292,26 @@ class Objective(Criterion):
 
     # learning
 
+    @contextmanager
+    def validation(self, *, index: int | None = None) -> Iterator[None]:
+        """Validation inside, for weightings that live on it: ``with objective.validation(): ...``.
+
+        Calls in evaluation mode, or without gradient, are observed as validation losses; leaving the block sends the
+        ``validation`` event, but not where an exception does.
+        """
+        with self.observing_validation():
+            yield
+        self.update("validation", index=index)
+
+    @contextmanager
+    def observing_validation(self) -> Iterator[None]:
+        """The same without the event, for drivers that send it themselves."""
+        before, self._validating = self._validating, True
+        try:
+            yield
+        finally:
+            self._validating = before
+
     def update(self, event: Event, *, index: int | None = None, **signals: Any) -> None:
         """Tell every stateful part that a step, an epoch or a validation has ended, or (``"fit"``) what the data are.
 
@@ -341,7 +367,7 @@ class Objective(Criterion):
         return self.criterion.example_variants(seed=seed, dtype=dtype)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_watchers": []}
+        return {**self.__dict__, "_watchers": [], "_validating": False}
 
 
 def _observes(module: Dynamic) -> bool:

@@ -49,8 +49,8 @@ def test_weighting_equals_its_reference(name):
                 {
                     "loss": terms.loss[i].item(),
                     "p": None if terms.log_pt is None else terms.log_pt[i].exp().item(),
-                    "target": terms.target[i].item(),
-                    "score": terms.score[i].item(),
+                    "target": None if terms.target is None else terms.target[i].item(),
+                    "score": None if terms.score is None else terms.score[i].item(),
                     "category": 0 if terms.category is None else int(terms.category[i]),
                     **{name: value[i].item() for name, value in (terms.extras or {}).items()},
                 }

@@ -29,11 +29,17 @@ from .frequency import ClassTable, ClassWeight, CountTable, EffectiveNumber, Inv
 from .pair import CirclePacing
 from .region import LossPower, VolumeBalance
 from .schedules import Cosine, Linear, Piecewise, Schedule
+from .tasks import DWA, Fixed, ScaleInvariant, TaskWeighting, Uncertainty
 from .terms import LossTerms
 from .token import TLDR, PowerLawDecay
 from .tokens import token_counts
 
 __all__ = [
+    "Uncertainty",
+    "TaskWeighting",
+    "ScaleInvariant",
+    "Fixed",
+    "DWA",
     "AdaptiveAsymmetricFocal",
     "AsymmetricFocal",
     "Between",

@@ -42,6 +42,7 @@ class _Node(Weighting):
         self.detached = all(operand.detached for operand in operands)
         constant = any(operand.detached and operand.needs & _FROM_INPUTS for operand in operands)
         self.exact_gradient = all(operand.exact_gradient for operand in operands) and (self.detached or not constant)
+        self.feeds = frozenset().union(*(operand.feeds for operand in operands))
         self.operands = torch.nn.ModuleList(operands)
 
     def parts(self) -> list[Weighting]:
@@ -59,6 +60,16 @@ class _Node(Weighting):
                 part.record(terms)
             else:
                 part.observe(terms)
+
+    def observe_validation(self, terms: LossTerms) -> None:
+        for part in self._unique(set()):
+            if not isinstance(part, _Node):
+                part.observe_validation(terms)
+
+    def observe_after(self, terms: LossTerms) -> None:
+        for part in self._unique(set()):
+            if not isinstance(part, _Node):
+                part.observe_after(terms)
 
     def record(self, terms: LossTerms) -> None:
         """What the node itself adds up, beside its operands."""
@@ -424,6 +435,7 @@ class Frozen(_Node):
         super().__init__([as_weighting(base)])
         self.detached, self.exact_gradient = True, True
         self.scope = self.base.scope
+        self.feeds = frozenset()
         self.requires_grad_(False)
 
     def weigh(self, terms: LossTerms) -> Tensor:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from . import algebra
     from .schedules import By, Schedule
 
+Feed = Literal["validation", "after"]
+"""What a weighting lives on beside training forwards: losses on validation data, losses after the optimizer step."""
+
 Scope = Literal["local", "scaled", "global"]
 """What a weight depends on: its own term, constants and stored state (``local``); that times one detached number of
 the batch (``scaled``); other terms of the batch in any other way (``global``, always a correct answer)."""
@@ -43,6 +46,8 @@ class Weighting(Dynamic, ABC):
     """False where part of the formula is held constant while gradient flows through the rest."""
     scope: Scope = "global"
     """See :data:`Scope`; a weighting that does not say is taken as global."""
+    feeds: frozenset[Feed] = frozenset()
+    """See :data:`Feed`; drivers bring what is named here."""
 
     @abstractmethod
     def weigh(self, terms: LossTerms) -> Tensor:
@@ -54,6 +59,12 @@ class Weighting(Dynamic, ABC):
 
     def observe(self, terms: LossTerms) -> None:
         """Add what is seen to pending sums. Called once per training forward, on detached terms, without gradient."""
+
+    def observe_validation(self, terms: LossTerms) -> None:
+        """The same for terms of validation data, which arrive between ``validation`` events."""
+
+    def observe_after(self, terms: LossTerms) -> None:
+        """The same for terms of the step's own data after the optimizer has stepped, before the ``step`` event."""
 
     def summary(self) -> dict[str, Tensor]:
         """Numbers a logger may plot, by name: 0-d or 1-d tensors."""

@@ -19,12 +19,16 @@ from torch.nn.functional import logsigmoid
 from .base import Weighting
 from .dynamics import dynamics
 from .frequency import ClassCounts
+from .tasks.base import TaskWeighting
 from .terms import NEUTRAL_LOG_PT, STATISTICS, LossTerms, mask_out
 
 T = TypeVar("T")
 
 CLASSES = 4
 """Number of classes that the suite's examples have."""
+
+TASKS = 8
+"""Number of tasks that they have."""
 
 TermsMaker = Callable[[int], LossTerms]
 
@@ -92,11 +96,26 @@ def pairwise_terms(seed: int = 0, size: int = 8, *, dtype: torch.dtype = torch.f
     return terms._replace(loss=margin, log_pt=None, target=target, category=None, num_classes=None)
 
 
+def task_terms(seed: int = 0, size: int = TASKS, *, dtype: torch.dtype = torch.float64) -> LossTerms:
+    """Terms of ``(size,)`` losses, one per task, of scales between 0.1 and 10."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.rand(2, size, generator=generator, dtype=torch.float64)
+    scale = torch.logspace(-1, 1, size, dtype=torch.float64)
+    more = {"count": 1.0 + (8 * values[1]).floor(), "gradient_norm": 0.1 + values[1].to(dtype)}
+    return LossTerms((scale * (0.2 + values[0])).to(dtype), category=torch.arange(size), num_classes=size, extras=more)
+
+
+def by_slot(weighting: Weighting) -> bool:
+    """Whether a weighting's terms are slots in a fixed order: such terms are emptied, but not taken away or doubled."""
+    return any(isinstance(part, TaskWeighting) for part in weighting.modules())
+
+
 TERMS: dict[str, TermsMaker] = {
     "class": example_terms,
     "binary": binary_terms,
     "region": region_terms,
     "pair": pairwise_terms,
+    "task": task_terms,
 }
 """Makers of example terms by what a method acts on (``Method.acts_on``)."""
 
@@ -134,6 +153,10 @@ def train(weighting: Weighting, batches: Iterator[LossTerms] | list[LossTerms], 
     for step, terms in enumerate(batches, start=start):
         with torch.no_grad():
             weighting.observe(terms.detach())
+            if "after" in weighting.feeds:
+                weighting.observe_after(terms.detach()._replace(loss=0.9 * terms.loss.detach()))
+            if "validation" in weighting.feeds:
+                weighting.observe_validation(terms.detach())
             if any(part.update_on == "forward" for part in dynamics(weighting)):
                 weighting.update("forward")
             seen.append(weighting.weigh(terms).expand_as(terms.loss).clone())
@@ -234,6 +257,9 @@ def check_masked_means_removed(weighting: Weighting, make: TermsMaker) -> None:
     """A masked term changes neither the other weights nor what is learned."""
     terms = make(1)
     mask = torch.arange(terms.loss.shape[0]) % 3 != 1
+    if by_slot(weighting):
+        _check_empty_slots(weighting, make, mask)
+        return
     whole, kept = copy.deepcopy(weighting), copy.deepcopy(weighting)
     full = [masked(make(seed), mask) for seed in range(4)]
     part = [each(make(seed), lambda value: value[mask]) for seed in range(4)]
@@ -241,10 +267,33 @@ def check_masked_means_removed(weighting: Weighting, make: TermsMaker) -> None:
         require_close(weights[mask], expected, "masked means removed", weighting)
 
 
+def _check_empty_slots(weighting: Weighting, make: TermsMaker, mask: Tensor) -> None:
+    """Whatever stands in empty slots changes nothing."""
+    runs = []
+    for garbage in (0.0, 1e4, torch.nan):
+        batches = [make(seed) for seed in range(4)]
+        dirty = [terms._replace(mask=mask, loss=torch.where(mask, terms.loss, garbage)) for terms in batches]
+        runs.append(train(copy.deepcopy(weighting), dirty))
+    for other in runs[1:]:
+        for weights, expected in zip(other, runs[0], strict=True):
+            require_close(weights[mask], expected[mask], "masked means removed", weighting)
+
+
 def check_permutation(weighting: Weighting, make: TermsMaker) -> None:
     """Permuting terms permutes weights."""
     terms = make(2)
     order = torch.randperm(terms.loss.shape[0], generator=torch.Generator().manual_seed(0))
+    if by_slot(weighting):
+        if all(part.symmetric for part in weighting.modules() if isinstance(part, TaskWeighting)):
+            batches = [make(seed) for seed in range(4)]
+            straight = train(copy.deepcopy(weighting), batches)
+            mixed = train(
+                copy.deepcopy(weighting),
+                [each(batch, lambda value: value[order])._replace(category=batch.category) for batch in batches],
+            )
+            for weights, wanted in zip(mixed, straight, strict=True):
+                require_close(weights, wanted[order], "permuting tasks permutes their weights", weighting)
+        return
     moved = each(terms, lambda value: value[order])
     weights = weighting.weigh(terms).expand_as(terms.loss)
     require_close(weighting.weigh(moved).expand_as(terms.loss), weights[order], "permutation equivariance", weighting)
@@ -252,6 +301,8 @@ def check_permutation(weighting: Weighting, make: TermsMaker) -> None:
 
 def check_multiplicity_means_duplication(weighting: Weighting, make: TermsMaker) -> None:
     """An integer sample weight is the same as that many copies, 0 the same as none."""
+    if by_slot(weighting):
+        return  # a task is not doubled
     times = torch.tensor([1, 2, 0, 3, 1, 1, 2, 1])
     counted, copied = copy.deepcopy(weighting), copy.deepcopy(weighting)
     batches = [make(seed) for seed in range(4)]
@@ -274,8 +325,19 @@ def check_edges(weighting: Weighting, make: TermsMaker) -> None:
             require(
                 bool(torch.isfinite(weighting.weigh(edge)).all()), f"weights are finite at log_pt={log_pt}", weighting
             )
-    require(bool(torch.isfinite(weighting.weigh(each(terms, lambda v: v[:1]))).all()), "one term is enough", weighting)
-    for empty in (each(terms, lambda v: v[:0]), masked(terms, torch.zeros_like(terms.loss, dtype=torch.bool))):
+    nothing = [masked(terms, torch.zeros_like(terms.loss, dtype=torch.bool))]
+    if by_slot(weighting):
+        for number in (0.0, 1e-30, 1e4, 1e30):
+            first = torch.arange(len(terms.loss)) == 0
+            for loss in (torch.full_like(terms.loss, number), torch.where(first, number, terms.loss)):
+                batch = terms._replace(loss=loss)
+                fine = all(bool(w.isfinite().all()) for w in train(copy.deepcopy(weighting), [batch, terms, batch]))
+                require(fine, f"weights are finite where losses are {number:g}", weighting)
+    else:
+        one = weighting.weigh(each(terms, lambda v: v[:1]))
+        require(bool(torch.isfinite(one).all()), "one term is enough", weighting)
+        nothing.append(each(terms, lambda v: v[:0]))
+    for empty in nothing:
         fresh, idle = copy.deepcopy(weighting), copy.deepcopy(weighting)
         for step in range(2):
             fresh.observe(empty)
@@ -338,6 +400,22 @@ def check_observe_is_additive(weighting: Weighting, make: TermsMaker) -> None:
     split, joined = copy.deepcopy(weighting), copy.deepcopy(weighting)
     for step in range(3):
         terms = make(step)
+        if by_slot(weighting):
+            few, many = make(step), make(step + 7)
+            parts = [few.need("count"), many.need("count")]
+            mean = (few.loss * parts[0] + many.loss * parts[1]) / sum(parts)
+            more = {
+                name: value if name == "count" else (value * parts[0] + many.need(name) * parts[1]) / sum(parts)
+                for name, value in (few.extras or {}).items()
+            }
+            for how in ("observe", "observe_after", "observe_validation"):
+                getattr(split, how)(few)
+                getattr(split, how)(many)
+                getattr(joined, how)(few._replace(loss=mean, extras={**more, "count": parts[0] + parts[1]}))
+            for event in ("validation", "step", "epoch"):
+                split.update(event, index=step)
+                joined.update(event, index=step)
+            continue
         split.observe(each(terms, lambda value: value[:3]))
         split.observe(each(terms, lambda value: value[3:]))
         joined.observe(terms)

@@ -44,6 +44,8 @@ class Dynamic(Configured, nn.Module):
     sync: Sync = "auto"
     opaque: ClassVar[bool] = False
     """True where events must not reach the modules inside."""
+    asleep: bool = False
+    """True while events pass this module by (``MultiTaskLoss.freeze``)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,6 +99,8 @@ class Dynamic(Configured, nn.Module):
         return self.get_buffer("clock")[_COUNTED.index(event)]
 
     def _due(self, event: Event, index: int | None) -> bool:
+        if self.asleep:
+            return False
         return self.tracks_events and (event == "fit" or index is None or index >= self.completed(event))
 
     def _tick(self, event: Event, index: int | None) -> None:
@@ -241,18 +245,25 @@ def _gather(modules: list[Dynamic]) -> list[dict[str, Tensor]]:
     for module, sums in zip(modules, local, strict=True):
         packs.setdefault(module.sync, []).extend((sums, name) for name in sums)
     for sync, slots in packs.items():
-        if sync is None or (sync == "auto" and not _distributed()):
+        if not communicates(sync):
             continue
-        flat = torch.cat([sums[name].reshape(-1) for sums, name in slots])
-        if sync == "auto":
-            dist.all_reduce(flat)
-        elif callable(sync):
-            flat = sync(flat)
+        flat = over_ranks(torch.cat([sums[name].reshape(-1) for sums, name in slots]), sync)
         parts = torch.split(flat, [sums[name].numel() for sums, name in slots])
         for (sums, name), part in zip(slots, parts, strict=True):
             sums[name] = part.reshape(sums[name].shape)
     return local
 
 
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+def communicates(sync: Sync) -> bool:
+    """Whether a sum over ranks is more than this rank's part."""
+    if sync == "auto":
+        return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return sync is not None
+
+
+def over_ranks(part: Tensor, sync: Sync) -> Tensor:
+    """The sum of every rank's ``part``, which may be overwritten."""
+    if sync == "auto":
+        dist.all_reduce(part)
+        return part
+    return part if sync is None else sync(part)

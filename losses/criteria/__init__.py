@@ -11,6 +11,7 @@ from .pair import PairLogSumExp, PairSimilarity
 from .proxy import ProxyCrossEntropy
 from .region import Overlap
 from .self_adjusting import SelfAdjustingDice
+from .task import TaskLosses
 
 __all__ = [
     "BinaryCrossEntropy",
@@ -25,4 +26,5 @@ __all__ = [
     "PairSimilarity",
     "ProxyCrossEntropy",
     "SelfAdjustingDice",
+    "TaskLosses",
 ]

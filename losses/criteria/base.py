@@ -31,6 +31,8 @@ class Criterion(Dynamic, ABC):
     """Whether every entry of the first input is a term, so that weighing costs as much as measuring."""
     pools: bool = False
     """Whether terms stand for the batch as a whole: then nothing given per sample but its weight has a place."""
+    slots: bool = False
+    """Whether terms are so many slots in a fixed order (tasks), each of which may be empty: then no input has rows."""
     counts_inside: bool = False
     """Whether :meth:`measure` takes ``sample_weight`` itself and sets the terms' ``multiplicity``."""
     exact_gradient: bool = True

@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 from reweigh.weighting.algebra import is_node
 from reweigh.weighting.base import Weighting
 from reweigh.weighting.config import check_choice, check_whole, readable
-from reweigh.weighting.dynamics import _distributed, dynamics
+from reweigh.weighting.dynamics import communicates, dynamics
 from reweigh.weighting.pair import CirclePacing
 from reweigh.weighting.schedules import Schedule, check_hyper, value_of
 from reweigh.weighting.terms import NEUTRAL_LOG_PT, LossTerms, mask_out
@@ -368,7 +368,7 @@ class PairLogSumExp(_Embedded):
         meta = {"mask": mask, "sample_weight": sample_weight, "group": group, "index": index}
         if self.gather:
             embeddings, label, pairs = self._embedded(inputs, stats.get("pairs"))
-            if pairs is not None and _distributed():
+            if pairs is not None and communicates("auto"):
                 raise ValueError("PairLogSumExp: pairs are numbers within one rank's batch; use gather=False with them")
             given = {"labels": label, **meta, **{key: stats[key] for key in sorted(stats) if key != "pairs"}}
             joined = join_samples(self, embeddings, given)
