@@ -1,5 +1,6 @@
 """Weightings: functions from loss terms to one weight per term, and the algebra that composes them."""
 
+from . import tasks
 from .algebra import (
     EMA,
     Between,
@@ -29,17 +30,12 @@ from .frequency import ClassTable, ClassWeight, CountTable, EffectiveNumber, Inv
 from .pair import CirclePacing
 from .region import LossPower, VolumeBalance
 from .schedules import Cosine, Linear, Piecewise, Schedule
-from .tasks import DWA, Fixed, ScaleInvariant, TaskWeighting, Uncertainty
+from .tasks import *  # noqa: F403
 from .terms import LossTerms
 from .token import TLDR, PowerLawDecay
 from .tokens import token_counts
 
 __all__ = [
-    "Uncertainty",
-    "TaskWeighting",
-    "ScaleInvariant",
-    "Fixed",
-    "DWA",
     "AdaptiveAsymmetricFocal",
     "AsymmetricFocal",
     "Between",
@@ -85,3 +81,4 @@ __all__ = [
     "learned_parameters",
     "token_counts",
 ]
+__all__ += tasks.__all__

@@ -75,7 +75,7 @@ class LogScale(TaskWeighting):
     ),
     examples=(
         {"num_tasks": 8},
-        {"num_tasks": 8, "init": 0.3, "kind": ["gaussian", "laplace", "categorical", "gaussian"] * 2},
+        {"num_tasks": 8, "init": 0.25, "kind": ["gaussian", "laplace", "categorical", "gaussian"] * 2},
     ),
 )
 @final
