@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from reweigh.weighting.algebra import Frozen
 from reweigh.weighting.base import Weighting, learned_parameters
 from reweigh.weighting.dynamics import Dynamic, Event, Sync, dynamics
 from reweigh.weighting.tasks.base import TaskWeighting
@@ -101,6 +102,9 @@ class MultiTaskLoss(Objective):
                 part.bind(criterion.tasks)
             if isinstance(part, Dynamic):
                 part.sync = sync
+        for part in weighting.modules():
+            if isinstance(part, Frozen):
+                part.requires_grad_(False)  # its parameters came with the names
         super().__init__(criterion, weighting, "sum")
         self.sync = sync
         self._last: tuple[Tensor, Tensor] | None = None

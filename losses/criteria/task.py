@@ -186,7 +186,7 @@ class TaskLosses(Criterion):
                 values.append(_widened(self, f"the loss of {task!r}", value.reshape(())))
         here = [value for value in values if value is not None]
         if not here:  # attached to a graph of its own, so that backward() has something to do
-            nothing = self.get_buffer("first").float().mul(0.0).requires_grad_(torch.is_grad_enabled())
+            nothing = self.get_buffer("first").mul(0.0).requires_grad_(torch.is_grad_enabled())
             return nothing, torch.zeros_like(nothing, dtype=torch.bool)
         dtype = torch.float64 if any(value.dtype == torch.float64 for value in here) else torch.float32
         zero = here[0].new_zeros((), dtype=dtype)
@@ -210,7 +210,7 @@ class TaskLosses(Criterion):
             if self.nonfinite == "raise":
                 at = int(bad.nonzero()[0])
                 raise FloatingPointError(
-                    f"TaskLosses: the loss of {self.tasks[at]!r} is {float(loss[at]):g}; "
+                    f"TaskLosses: the loss of {self.tasks[at]!r} is {float(loss.detach()[at]):g}; "
                     "give nonfinite='skip' to leave such a task out"
                 )
         return bad

@@ -1,0 +1,67 @@
+"""Every registered task weighting in a training: resumed at every step, and spread over ranks. Found by discovery."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from task_training import EPOCH, STEPS, methods, train
+
+METHODS = methods()
+IDS = [f"{name}-{example}" for name, example in METHODS]
+
+
+@pytest.mark.parametrize("micro", [1, 2])
+@pytest.mark.parametrize(("name", "example"), METHODS, ids=IDS)
+def test_resumed_at_every_step_and_epoch_end_the_bits_are_the_same(name, example, micro):
+    snapshots = []
+    whole = train(name, example, scenario="missing", micro=micro, snapshots=snapshots)
+    assert len(snapshots) == STEPS + STEPS // EPOCH
+    for number, snapshot in enumerate(snapshots):
+        again = train(name, example, scenario="missing", micro=micro, start=snapshot)
+        left = len(again["weights"])
+        for key, value in again.items():
+            wanted = whole[key][STEPS - left :] if key in ("weights", "totals") else whole[key]
+            assert torch.equal(value, wanted), f"{key} after snapshot {number}"
+
+
+def test_the_training_moves_every_adaptive_method():
+    """So that equality above says something: weights change on the way."""
+    still = {"fixed", "scale_invariant"}
+    for name, example in METHODS:
+        weights = train(name, example)["weights"]
+        moved = not torch.equal(weights[0], weights[-1])
+        assert moved or name in still, name
+
+
+def run_ranks(world, folder):
+    script = __file__.replace("test_task_training", "task_training")
+    workers = [
+        subprocess.Popen(
+            [sys.executable, script, str(rank), str(world), str(folder / "init"), str(folder / f"{rank}.pt")],
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(world)
+    ]
+    for worker in workers:
+        _, errors = worker.communicate(timeout=300)
+        assert worker.returncode == 0, errors.decode()
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_equal_one_process_on_the_joined_batch(world, tmp_path):
+    """Uneven batches, ranks without a task, tasks that nobody has; under DDP and with gradients averaged by hand."""
+    results, wrong = run_ranks(world, tmp_path), []
+    for key in results[0]:
+        name, example, scenario = eval(key)
+        alone = train(name, example, scenario="missing" if scenario == "ddp" else scenario, steps=11)
+        for part in alone.keys() - {"weights"}:  # a rank's own losses are not the joined ones
+            for result in results:
+                found = result[key][part]
+                if not torch.allclose(found, alone[part], rtol=1e-9, atol=1e-11):
+                    wrong.append(f"{key} {part}: off by {(found - alone[part]).abs().max():.1e}")
+                if part.startswith("loss.") and not torch.equal(found, results[0][key][part]):
+                    wrong.append(f"{key} {part}: ranks differ")
+    assert not wrong, "\n".join(wrong)
+    assert len(results[0]) == len(METHODS) * (4 if world == 2 else 3)
