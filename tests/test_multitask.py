@@ -366,6 +366,25 @@ def test_no_value_is_read_back_in_training():
     assert not reads
 
 
+@pytest.mark.parametrize("init", [None, "first"])
+@pytest.mark.parametrize("make", [lambda: DWA(window=1), Uncertainty, lambda: ScaleInvariant().clip(max=3.0)])
+def test_a_mapping_compiles_without_a_break(make, init):
+    torch._dynamo.reset()
+    loss = MultiTaskLoss(NAMES, make(), init=init)
+    plain = copy.deepcopy(loss)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for step in range(3):
+        one, two = values(1.0 + step, 2.0, 3.0), values(1.0 + step, 2.0, 3.0)
+        found, wanted = compiled(one, mask={"depth": False}), plain(two, mask={"depth": False})
+        torch.testing.assert_close(found, wanted)
+        found.backward()
+        wanted.backward()
+        assert [g or 0.0 for g in grads(one)] == pytest.approx([g or 0.0 for g in grads(two)])
+        loss.update("step", index=step)
+        plain.update("step", index=step)
+    torch._dynamo.reset()
+
+
 # validation blocks
 
 
