@@ -2,13 +2,14 @@
 # make test      set up and run the tests         make test-all   the slow sweeps and the peers as well
 # make lint      ruff and mypy --strict           make docs       build the documentation site
 # make peers     the tests side by side with other libraries, which it installs beside the environment
+# make huggingface   the tests of the Hugging Face example, with transformers installed
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all peers lint docs clean
+.PHONY: help demo test test-all peers huggingface lint docs clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -41,6 +42,13 @@ $(VENV)/peers/.made: $(VENV)/.made
 
 peers: $(VENV)/peers/.made
 	@PYTHONPATH=$(VENV)/peers $(BIN)/python -m pytest -m peers
+
+$(VENV)/.huggingface: $(VENV)/.made
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[hf]'
+	@touch $@
+
+huggingface: $(VENV)/.huggingface
+	@$(BIN)/python -m pytest tests/test_huggingface.py
 
 # The root is the package, so tools that read source see it through a link that bears the package's name.
 $(VENV)/types/reweigh: $(VENV)/.made

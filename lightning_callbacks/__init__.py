@@ -3,8 +3,10 @@
 They work with ``pytorch_lightning`` and with ``lightning.pytorch``.
 """
 
+from .balancer import GradientBalancing
 from .driver import WeightingCallback
 from .monitor import WeightingMonitor
+from .probe import ValidationProbe
 from .statistics import FitStatistics
 
-__all__ = ["FitStatistics", "WeightingCallback", "WeightingMonitor"]
+__all__ = ["FitStatistics", "GradientBalancing", "ValidationProbe", "WeightingCallback", "WeightingMonitor"]

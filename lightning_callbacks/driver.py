@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import ExitStack
 from typing import Any, final
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.utils.data import WeightedRandomSampler
 
+from reweigh.losses.multitask import MultiTaskLoss
+from reweigh.losses.objective import Objective
 from reweigh.weighting.base import learned_parameters
 from reweigh.weighting.config import check_whole
-from reweigh.weighting.counting import loaders
-from reweigh.weighting.dynamics import Dynamic, Event, drive
+from reweigh.weighting.counting import loaders, same_random_state
+from reweigh.weighting.dynamics import Dynamic, Event, drive, dynamics
 from reweigh.weighting.frequency import ClassCounts, ClassTable
 
-from ._base import LightningCallback, fitting, named_dynamics, summaries
+from ._base import (
+    LightningCallback,
+    RandomState,
+    fed_by,
+    fitting,
+    hand_to,
+    living_on_validation,
+    named_dynamics,
+    needs_task_losses,
+    random_state,
+    same_norms,
+    set_random_state,
+    several_tasks,
+    summaries,
+    task_losses,
+)
+from .probe import ValidationProbe
+
+NAME = "WeightingCallback"
 
 
 @final
@@ -42,19 +64,35 @@ class WeightingCallback(LightningCallback):
       ``trainer.global_step`` does: with two optimizers, schedules ``by="step"`` move by two per batch.
     - A module that was trained before, in a new Trainer: its clocks go on from where they stand.
 
-    Logged, at the Trainer's ``log_every_n_steps``: every weighting's ``summary()`` and every schedule's value, as
-    ``reweigh/<path>/<name>``, vectors as ``.../<i>``.
+    Weightings over tasks that live on more than training losses get it:
+
+    - **on validation losses** (:class:`~reweigh.weighting.CoBa`): the objective's calls in ``validation_step`` are
+      observed, those of the sanity check and of ``trainer.validate()`` are not. A
+      :class:`~reweigh.lightning_callbacks.ValidationProbe` in the same Trainer takes this over, events included.
+    - **on losses after the step** (:class:`~reweigh.weighting.FAMO`): the LightningModule has a method
+      ``task_losses(batch)`` that returns a dict of losses by task, or such a dict and one of counts, and logs nothing.
+      After an optimizer step it is called, without gradient, with all batches of the step as ``training_step`` got
+      them, in the same mode and precision and with the random state of before ``training_step``, so that dropout masks
+      are the same where both draw alike. The random state and the statistics of batch norms are left as they were.
+      Batches are kept until the step for this, at the cost of their memory. A step that the gradient scaler skipped has
+      no losses after it.
+
+    Logged, at the Trainer's ``log_every_n_steps``: every weighting's and every ``MultiTaskLoss``'s ``summary()`` and
+    every schedule's value, as ``reweigh/<path>/<name>``, vectors as ``.../<i>``, tasks as ``.../<task>``.
 
     Warns (``UserWarning``) about what would silently do nothing or too much: nothing found in the module; a learned
-    weight that no optimizer has; an event that never came; a ``WeightedRandomSampler`` beside class weights.
+    weight that no optimizer has; an event or losses that never came; a ``WeightedRandomSampler`` beside class weights.
 
     State and cadence:
-        The weightings' own state lives in the module's ``state_dict``. This callback saves integers only, and those
-        only for modules that were trained before this Trainer's first step.
+        The weightings' own state lives in the module's ``state_dict``. This callback saves integers only: where the
+        last validation was, and how far modules were that had been trained before this Trainer's first step.
 
     Args:
         log: Whether to log.
         max_entries: Vectors with more entries are logged as their min, mean and max. Default 16.
+
+    Raises:
+        TypeError: When training starts, if a weighting lives on losses after the step and there is no ``task_losses``.
 
     Example:
         >>> import warnings, torch, pytorch_lightning as pl
@@ -86,29 +124,45 @@ class WeightingCallback(LightningCallback):
         self._found: list[tuple[str, Dynamic]] = []
         self._offsets: dict[str, list[int]] = {}
         self._last_step = -1
+        self._validated: int | None = None
+        self._feeding: dict[str, list[tuple[str, Objective]]] = {"validation": [], "after": []}
+        self._elsewhere: set[int] = set()
+        self._observing = ExitStack()
+        self._before: dict[str, list[Tensor]] = {}
+        self._fed: dict[str, Tensor | bool] = {}
+        self._window: list[tuple[Any, RandomState]] = []
+        self._random: RandomState | None = None
+        self._scale: float | None = None
+        self._skipped = False
 
     @property
     def state_key(self) -> str:
         return self._generate_state_key(log=self.log_weights, max_entries=self.max_entries)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"offsets": {path: list(ahead) for path, ahead in self._offsets.items() if any(ahead)}}
+        state: dict[str, Any] = {"offsets": {path: list(ahead) for path, ahead in self._offsets.items() if any(ahead)}}
+        return state if self._validated is None else {**state, "validated": self._validated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._offsets = {path: list(ahead) for path, ahead in state_dict["offsets"].items()}
+        self._validated = state_dict.get("validated")
 
     # hooks
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage == "fit":
             self._offsets = {}
+            self._validated = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._last_step = trainer.global_step
+        self._fed = {}
         self._find(trainer, pl_module)
+        self._forget()
         for _, module in self._found:
             # forwards of a learning-rate or batch-size search, whose steps were undone
             module.discard()
+        self._look_ahead(pl_module)
         if trainer.is_global_zero:
             _warn_if_nothing(self._found)
             _warn_if_not_optimized(trainer, pl_module)
@@ -120,31 +174,141 @@ class WeightingCallback(LightningCallback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._catch_up(trainer)
+        if self._look_ahead(pl_module):
+            self._random = random_state()
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        if self._random is not None:
+            self._look_at_scale(trainer)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self._random is not None and batch is not None:
+            self._window.append((batch, self._random))
         if trainer.global_step != self._last_step:
             self._last_step = trainer.global_step
+            if self._window:
+                self._look_back(trainer, pl_module)
             self._send("step", trainer.global_step - 1)
+        self._random = None
         if self.log_weights and _logs_now(trainer):
-            values = summaries(self._found, self.max_entries)
+            values = summaries(self._found, self.max_entries, calls=True)
             if values:
                 pl_module.log_dict(values, on_step=True, on_epoch=False, sync_dist=False, batch_size=1)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self._send("epoch", trainer.current_epoch)
 
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        self._observing.close()
+        if fitting(trainer) and self._validated != _batches_so_far(trainer):
+            for path, objective in self._feeding["validation"]:
+                self._before[path] = [part.clone() for part in _pending(objective)]
+                self._observing.enter_context(objective.observing_validation())
+
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        if fitting(trainer):
-            drive((module for _, module in self._found), "validation")
+        self._observing.close()
+        if fitting(trainer) and self._validated != _batches_so_far(trainer):
+            self._validated = _batches_so_far(trainer)
+            self._note_what_was_fed()
+            drive((module for _, module in self._found if id(module) not in self._elsewhere), "validation")
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.is_global_zero and trainer.global_step > 0:
             _warn_if_never_driven(self._found)
+            self._warn_if_never_fed()
+        self._forget()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        for path, objective in self._feeding["validation"]:
+            if path in self._before:  # in the middle of a validation
+                for module in living_on_validation(objective):
+                    module.discard()
+        self._forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_observing": ExitStack(), "_window": [], "_random": None}
+
+    # losses beside those of training
+
+    def _look_ahead(self, pl_module: Any) -> bool:
+        """Whether batches must be kept for a second look after the step."""
+        awake = [module for module in several_tasks(self._feeding["after"]) if not module.asleep]
+        for module in awake:
+            needs_task_losses(NAME, pl_module, module, "or take FAMO(next_batch=True), which does without")
+        return bool(awake)
+
+    def _look_at_scale(self, trainer: Any) -> None:
+        """A gradient scaler that skips a step makes its scale smaller, which is all it shows."""
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            scale = float(scaler.get_scale())
+            self._skipped = self._skipped or (self._scale is not None and scale < self._scale)
+            self._scale = scale
+
+    def _look_back(self, trainer: Any, pl_module: Any) -> None:
+        """The losses of the step's own batches, now that the step is done."""
+        self._look_at_scale(trainer)
+        window, skipped = self._window, self._skipped
+        self._window, self._skipped, self._scale = [], False, None
+        if skipped:
+            return
+        with torch.no_grad(), same_random_state(), same_norms(pl_module):
+            for batch, state in window:
+                set_random_state(state)
+                with trainer.precision_plugin.train_step_context():
+                    named = task_losses(NAME, pl_module, batch)
+                for path, module in self._feeding["after"]:
+                    if isinstance(module, MultiTaskLoss):
+                        self._fed[path] = hand_to(module, "observe_after", named) or self._fed.get(path, False)
+
+    def _note_what_was_fed(self) -> None:
+        for path, objective in self._feeding["validation"]:
+            if path not in self._before:
+                continue
+            pairs = zip(_pending(objective), self._before[path], strict=True)
+            changed = [(now != old.to(now.device)).any() for now, old in pairs]
+            if changed:  # tensors, read when training ends
+                so_far = torch.as_tensor(self._fed.get(path, False), device=changed[0].device)
+                self._fed[path] = torch.stack([*changed, so_far]).any()
+        self._before = {}
+
+    def _warn_if_never_fed(self) -> None:
+        for feed, found in self._feeding.items():
+            for path, objective in found:
+                could = isinstance(objective, MultiTaskLoss) or feed == "validation"
+                if objective.asleep or bool(self._fed.get(path, could)):  # nothing came where nothing was due
+                    continue
+                if feed == "validation":
+                    advice = (
+                        "validation losses, and validation ran, but it was not called there: call it in "
+                        "validation_step as in training_step, or add a ValidationProbe to the Trainer"
+                    )
+                elif isinstance(objective, MultiTaskLoss):
+                    advice = "losses after the optimizer's step, which never came: task_losses named none of its tasks"
+                else:
+                    advice = "losses after the optimizer's step, which only a MultiTaskLoss can take"
+                warnings.warn(
+                    f"{NAME}: {path} ({type(objective).__name__} with {type(objective.weighting).__name__}) lives on "
+                    f"{advice}",
+                    stacklevel=3,
+                )
+
+    def _forget(self) -> None:
+        self._observing.close()
+        self._before, self._window, self._random, self._scale, self._skipped = {}, [], None, None, False
 
     # events
 
     def _find(self, trainer: Any, pl_module: Any) -> None:
         self._found = list(named_dynamics(pl_module))
+        probed = any(isinstance(callback, ValidationProbe) for callback in trainer.callbacks)
+        live = fed_by(pl_module, "validation")
+        elsewhere = several_tasks(live) if probed else []
+        self._elsewhere = {id(part) for module in elsewhere for part in dynamics(module)}
+        self._feeding = {
+            "validation": [(path, module) for path, module in live if not any(module is other for other in elsewhere)],
+            "after": fed_by(pl_module, "after"),
+        }
         for path, module in self._found:
             if module.tracks_events and path not in self._offsets:
                 ahead = (
@@ -157,8 +321,9 @@ class WeightingCallback(LightningCallback):
         """Send the epoch event that a Trainer resumed after an epoch's last batch never repeats."""
         epoch = trainer.current_epoch
         behind = any(
-            module.tracks_events and module.completed("epoch") < epoch + self._offsets[path][1]
+            module.completed("epoch") < epoch + self._offsets[path][1]
             for path, module in self._found
+            if module.tracks_events and not module.asleep
         )
         if behind:
             self._send("epoch", epoch - 1)
@@ -170,6 +335,16 @@ class WeightingCallback(LightningCallback):
                 groups.setdefault(self._offsets[path][event == "epoch"], []).append(module)
         for ahead, modules in groups.items():
             drive(modules, event, index=index + ahead)
+
+
+def _pending(objective: Objective) -> list[Tensor]:
+    """What has been seen since the last commit by what lives on validation losses."""
+    return [part for module in living_on_validation(objective) for part in module._pending.values()]
+
+
+def _batches_so_far(trainer: Any) -> int:
+    """Place of a validation in training: some versions of Lightning repeat it when they resume from its end."""
+    return int(trainer.fit_loop.epoch_loop.total_batch_idx)
 
 
 def _logs_now(trainer: Any) -> bool:
@@ -211,7 +386,7 @@ def _warn_if_never_driven(found: list[tuple[str, Dynamic]]) -> None:
     }
     for path, module in found:
         event = module.update_on
-        if module.tracks_events and event in advice and not module.completed(event):
+        if module.tracks_events and not module.asleep and event in advice and not module.completed(event):
             warnings.warn(
                 f"WeightingCallback: {path} ({type(module).__name__}) changes on {event!r}, which never happened, so "
                 f"it still has its initial weights; {advice[event]}",

@@ -18,6 +18,7 @@ from .criteria import (
     SelfAdjustingDice,
     TaskLosses,
 )
+from .gradient_balancing import GradientBalancer
 from .language import PowerLawDecayLoss, TLDRLoss
 from .logits import BalancedSoftmax, Chain, LogitAdjustment, LogitTransform, Temperature, posthoc_logit_adjustment
 from .margins import CircleLogits
@@ -38,6 +39,7 @@ from .reductions import (
 from .registry import available as available
 from .registry import create as create
 from .registry import registry as registry
+from .scalarized import from_torchjd
 from .segmentation import DiceLoss, GeneralizedDiceLoss, SelfAdjustingDiceLoss, TverskyLoss, UnifiedFocalLoss
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "FocalLoss",
     "FromLoss",
     "GeneralizedDiceLoss",
+    "GradientBalancer",
     "GroupMean",
     "Joint",
     "LogitAdjustment",
@@ -85,6 +88,7 @@ __all__ = [
     "UnifiedFocalLoss",
     "Unreduced",
     "WeightedMean",
+    "from_torchjd",
     "functional",
     "posthoc_logit_adjustment",
     "strip",

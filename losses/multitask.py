@@ -9,13 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from reweigh.weighting.algebra import Frozen
+from reweigh.weighting.algebra import Frozen, is_node
 from reweigh.weighting.base import Weighting, learned_parameters
 from reweigh.weighting.dynamics import Dynamic, Event, Sync, dynamics
 from reweigh.weighting.tasks.base import TaskWeighting
 from reweigh.weighting.tasks.fixed import Fixed
 from reweigh.weighting.terms import LossTerms
 
+from .criteria.gradients import Shared
 from .criteria.task import Counts, Losses, Mask, TaskLosses
 from .objective import Objective
 
@@ -110,6 +111,11 @@ class MultiTaskLoss(Objective):
         self._last: tuple[Tensor, Tensor] | None = None
         self._total: Tensor | None = None
         self._held: list[nn.Parameter] = []
+        self._by_gradient = [
+            type(part).__name__
+            for part in dynamics(weighting)
+            if isinstance(part, Weighting) and not is_node(part) and "gradient_norm" in part.needs
+        ]
         self.add_state("frozen", torch.zeros((), dtype=torch.int64))
 
     @property
@@ -123,6 +129,7 @@ class MultiTaskLoss(Objective):
         *,
         mask: Mask | None = None,
         counts: Counts | None = None,
+        shared: Shared | None = None,
         **stats: Any,
     ) -> Tensor:
         """The total.
@@ -132,19 +139,30 @@ class MultiTaskLoss(Objective):
             mask: Which tasks count, by name or as a ``(K,)`` bool tensor. Masked means removed.
             counts: How many samples each loss is the mean of, by name or ``(K,)``: makes means over micro-batches,
                 epochs and ranks exact. 0 is absent.
+            shared: For weightings that look at gradients (:class:`~reweigh.weighting.GradNorm`): parameters of the
+                last shared layer, or the activations that it gives (dimension 0 counts samples); a tensor or several.
+                In training each present task takes one partial backward pass down to it. Otherwise ignored.
             **stats: Further ``(K,)`` statistics that a weighting reads.
 
         Returns:
             A scalar. 0 with a zero gradient where no task is present.
         """
         given: dict[str, Any] = {"mask": mask, "counts": counts, **stats}
+        if shared is not None and self._by_gradient and not self.asleep:
+            given["shared"] = shared
         value = super().forward(losses, **given)
         if not torch.compiler.is_compiling():
             self._total = value.detach()
         return value
 
     def _weigh(self, terms: LossTerms, *, learn: bool) -> tuple[Tensor, Tensor | None]:
-        weighted, weights = super()._weigh(terms, learn=learn and not self.asleep)
+        learn = learn and not self.asleep
+        if learn and self._by_gradient and terms.find("gradient_norm") is None:
+            raise ValueError(
+                f"MultiTaskLoss: {self._by_gradient[0]} looks at gradients; give shared= in training: parameters of "
+                "the last shared layer, or what comes out of it"
+            )
+        weighted, weights = super()._weigh(terms, learn=learn)
         if weights is not None and not torch.compiler.is_compiling():
             self._last = (terms.loss.detach(), weights.detach())
         return weighted, weights
@@ -168,9 +186,7 @@ class MultiTaskLoss(Objective):
     def effective_weights(self, losses: Losses, **meta: Any) -> dict[str, Tensor]:
         """``d total / d loss`` of each task for given losses, 0 for absent ones. Changes no state."""
         weights = super().weights(losses, **meta)
-        if self.criterion.init == "first":
-            first = self.criterion.get_buffer("first")
-            weights = weights / torch.where(first > 0, first, 1.0).to(weights.dtype)
+        weights = weights / self.criterion.divisor().to(weights.dtype)
         return dict(zip(self.tasks, weights.unbind(), strict=True))
 
     def summary(self) -> dict[str, Tensor]:
@@ -179,9 +195,7 @@ class MultiTaskLoss(Objective):
             return {}
         loss, weights = self._last
         values = {} if self._total is None else {"total": self._total}
-        if self.criterion.init == "first":
-            first = self.criterion.get_buffer("first")
-            loss = loss * torch.where(first > 0, first, 1.0).to(loss.dtype)
+        loss = loss * self.criterion.divisor().to(loss.dtype)
         for name, value in {"loss": loss, "weight": weights}.items():
             values.update({f"{name}/{task}": part for task, part in zip(self.tasks, value.unbind(), strict=True)})
         return values
@@ -193,16 +207,21 @@ class MultiTaskLoss(Objective):
 
         Once per micro-batch, before ``update("step")``.
         """
-        self._show("observe_after", losses, mask, counts)
+        if not self.asleep and self.weighting is not None:
+            self.weighting.observe_after(self._seen(losses, mask, counts))
 
     def observe_validation(self, losses: Losses, *, mask: Mask | None = None, counts: Counts | None = None) -> None:
         """Losses of one validation batch, for methods that live on them (CoBa), before ``update("validation")``."""
-        self._show("observe_validation", losses, mask, counts)
+        self._hear_validation(self._seen(losses, mask, counts))
 
     @torch.no_grad()
-    def _show(self, how: str, losses: Losses, mask: Mask | None, counts: Counts | None) -> None:
-        if self.weighting is not None and not self.asleep:
-            getattr(self.weighting, how)(self.criterion.terms(losses, mask=mask, counts=counts).detach())
+    def _seen(self, losses: Losses, mask: Mask | None, counts: Counts | None) -> LossTerms:
+        return self.criterion.terms(losses, mask=mask, counts=counts).detach()
+
+    def _hear_validation(self, terms: LossTerms) -> None:
+        """In the losses' own units: a validation may come before the first training losses that ``init`` divides by."""
+        if not self.asleep:
+            super()._hear_validation(terms._replace(loss=terms.loss * self.criterion.divisor().to(terms.loss.dtype)))
 
     def update(self, event: Event, *, index: int | None = None, **signals: Any) -> None:
         """Tell every stateful part that a step, an epoch or a validation has ended.

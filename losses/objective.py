@@ -203,12 +203,16 @@ class Objective(Criterion):
                     drive(self._per_forward, "forward")
             elif self._validating and not learn:
                 with torch.no_grad():
-                    self.weighting.observe_validation(terms.detach())
+                    self._hear_validation(terms.detach())
             weights = self._weights(terms)
         if learn and self._watchers and not torch.compiler.is_compiling():
             for watcher in self._watchers:
                 watcher(self, terms.detach(), None if weights is None else weights.detach())
         return terms.loss if weights is None else terms.loss * weights, weights
+
+    def _hear_validation(self, terms: LossTerms) -> None:
+        if self.weighting is not None:
+            self.weighting.observe_validation(terms)
 
     def _weights(self, terms: LossTerms) -> Tensor:
         if self.weighting is None:

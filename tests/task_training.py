@@ -19,12 +19,14 @@ from reweigh.weighting.conformance import TASKS
 STEPS, EPOCH, BATCH = 20, 5, 12
 NAMES = [f"task{k}" for k in range(TASKS)]
 SCALES = torch.logspace(-1, 1, TASKS, dtype=torch.float64)
-# how the samples of a step fall on the ranks; the last step of an epoch may be smaller
+# how the samples of a step fall on the ranks
 SHARES = {
-    1: {"even": [12], "uneven": [12], "missing": [12]},
-    2: {"even": [6, 6], "uneven": [7, 5], "missing": [8, 4]},
-    4: {"even": [3, 3, 3, 3], "uneven": [5, 4, 2, 1], "missing": [4, 4, 2, 2]},
+    1: {"even": [12], "rough": [12]},
+    2: {"even": [6, 6], "rough": [8, 4]},
+    4: {"even": [3, 3, 3, 3], "rough": [5, 4, 2, 1]},
 }
+RUNS = {2: ("even", "rough", "ddp"), 4: ("rough",)}
+"""What the ranks do: scenarios with gradients averaged by hand, and the rough one under DDP."""
 
 
 def methods():
@@ -48,12 +50,12 @@ def build(name, example):
 def batch(step, scenario, salt=0):
     """Inputs, targets, and which samples have which task."""
     generator = torch.Generator().manual_seed(1000 * salt + step)
-    size = 8 if scenario == "uneven" and step % EPOCH == EPOCH - 1 else BATCH
+    size = 8 if scenario == "rough" and step % EPOCH == EPOCH - 1 else BATCH  # an epoch's last batch is smaller
     x = torch.randn(BATCH, 5, generator=generator, dtype=torch.float64)
     y = torch.randn(BATCH, TASKS, generator=generator, dtype=torch.float64)
     has = torch.ones(BATCH, TASKS, dtype=torch.bool)
     has[size:] = False
-    if scenario == "missing":
+    if scenario == "rough":
         has[8:, 2] = False  # the last ranks never see this one
         if step % 3 == 1:
             has[:, 5] = False  # nobody sees this one now
@@ -97,19 +99,19 @@ def train(
             torch.save({k: v.state_dict() for k, v in parts.items()} | {"step": step, "epoch_due": due}, file)
             snapshots.append(file.getvalue())
 
-    def end_epoch(step):
+    def validate(step):
         share = share_of(scenario, rank, world)
         losses, counts = task_losses(model, *(part[share] for part in batch(step, scenario, salt=1)))
-        with torch.no_grad():
-            loss.observe_validation(losses, counts=counts)
-        loss.update("validation", index=step // EPOCH)
-        loss.update("epoch", index=step // EPOCH)
+        loss.observe_validation({name: value.detach() for name, value in losses.items()}, counts=counts)
+        loss.update("validation", index=step // 2)
 
     net = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True) if wrap and world > 1 else model
     if epoch_due:
-        end_epoch(first - 1)
+        loss.update("epoch", index=(first - 1) // EPOCH)
     weights, totals = [], []
     for step in range(first, steps):
+        if step % 2 == 0:
+            validate(step)
         optimizer.zero_grad()
         share = share_of(scenario, rank, world)
         whole = [part[share] for part in batch(step, scenario)]
@@ -118,14 +120,12 @@ def train(
         for piece in pieces:
             losses, counts = task_losses(net, *piece)
             value = loss(losses, counts=counts, **extra(model, loss, piece[0])) / len(pieces)
+            if wrap and not losses:
+                value = value + 0.0 * net(piece[0]).sum()  # DDP waits for a backward pass through the network
             value.backward()
             total += value.detach()
         if world > 1:
-            for parameter in loss.parameters() if wrap else parameters:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= world
+            average([*loss.parameters()] if wrap else parameters, world)
         weights.append(torch.stack([*loss.effective_weights(losses, counts=counts).values()]))
         totals.append(total)
         optimizer.step()
@@ -136,7 +136,7 @@ def train(
         loss.update("step", index=step)
         save(step + 1, step % EPOCH == EPOCH - 1)
         if step % EPOCH == EPOCH - 1:
-            end_epoch(step)
+            loss.update("epoch", index=step // EPOCH)
             save(step + 1, False)
     return {
         "weights": torch.stack(weights) if weights else torch.zeros(0, TASKS),
@@ -144,6 +144,15 @@ def train(
         **{f"model.{key}": value for key, value in copy.deepcopy(model.state_dict()).items()},
         **{f"loss.{key}": value for key, value in copy.deepcopy(loss.state_dict()).items()},
     }
+
+
+def average(parameters, world):
+    """What DDP does to gradients."""
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([torch.zeros(1, dtype=torch.float64), *(grad.double().reshape(-1) for grad in grads)])
+    dist.all_reduce(flat)
+    for parameter, grad in zip(parameters, flat[1:].split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = (grad / world).reshape(parameter.shape).to(parameter.dtype)
 
 
 def share_of(scenario, rank, world):
@@ -158,11 +167,10 @@ def main(rank, world, init, out):
     )
     results = {}
     for name, example in methods():
-        for scenario in ("even", "uneven", "missing"):
-            results[name, example, scenario] = train(name, example, scenario=scenario, rank=rank, world=world, steps=11)
-        if world == 2:
-            results[name, example, "ddp"] = train(
-                name, example, scenario="missing", rank=rank, world=world, wrap=True, steps=11
+        for run in RUNS[world]:
+            scenario = "rough" if run == "ddp" else run
+            results[name, example, run] = train(
+                name, example, scenario=scenario, rank=rank, world=world, wrap=run == "ddp", steps=11
             )
     torch.save({str(key): value for key, value in results.items()}, out)
     dist.barrier()

@@ -78,7 +78,7 @@ def test_list_names_suites_and_methods(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "digits_lt5"], "unknown suite 'digits_lt5'; did you mean digits_lt50?"),
+        (["run", "digits_lt5"], "unknown suite 'digits_lt5'; did you mean digits_lt50"),
         (["run", "zzz"], "unknown suite 'zzz'; there is digits_lt50"),
         (["run", "digits_lt50", "--methods", "ce,foccal"], "unknown method 'foccal'; did you mean focal"),
         (["run", "digits_lt50", "--methods", ","], "--methods must name at least one method"),

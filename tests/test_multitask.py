@@ -435,6 +435,19 @@ def test_a_validation_block_shows_evaluation_losses_and_sends_the_event(compose)
     assert heard.followed.tolist() == [[4.0, 5.0, 6.0], [1.0, 1.0, 1.0]]
 
 
+def test_validation_is_seen_in_the_losses_own_units():
+    """The first one may come before the first training losses, which later losses are divided by."""
+    heard = Listener()
+    loss = MultiTaskLoss(NAMES, heard, init="first")
+    loss.observe_validation(values(4.0, 100.0, 0.5))
+    loss(values(8.0, 50.0, 2.0))
+    loss.observe_validation(values(2.0, 50.0, 0.25))
+    loss.eval()
+    with loss.validation():
+        loss(values(1.0, 1.0, 1.0))
+    assert heard.validated[0].tolist() == [7.0, 151.0, 1.75]
+
+
 def test_a_validation_that_fails_sends_nothing():
     heard = Listener()
     loss = MultiTaskLoss(NAMES, heard).eval()

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from task_training import EPOCH, STEPS, methods, train
+from task_training import EPOCH, RUNS, STEPS, methods, train
 
 METHODS = methods()
 IDS = [f"{name}-{example}" for name, example in METHODS]
@@ -15,10 +15,10 @@ IDS = [f"{name}-{example}" for name, example in METHODS]
 @pytest.mark.parametrize(("name", "example"), METHODS, ids=IDS)
 def test_resumed_at_every_step_and_epoch_end_the_bits_are_the_same(name, example, micro):
     snapshots = []
-    whole = train(name, example, scenario="missing", micro=micro, snapshots=snapshots)
+    whole = train(name, example, scenario="rough", micro=micro, snapshots=snapshots)
     assert len(snapshots) == STEPS + STEPS // EPOCH
     for number, snapshot in enumerate(snapshots):
-        again = train(name, example, scenario="missing", micro=micro, start=snapshot)
+        again = train(name, example, scenario="rough", micro=micro, start=snapshot)
         left = len(again["weights"])
         for key, value in again.items():
             wanted = whole[key][STEPS - left :] if key in ("weights", "totals") else whole[key]
@@ -26,12 +26,12 @@ def test_resumed_at_every_step_and_epoch_end_the_bits_are_the_same(name, example
 
 
 def test_the_training_moves_every_adaptive_method():
-    """So that equality above says something: weights change on the way."""
-    still = {"fixed", "scale_invariant"}
+    """So that equality above says something: weights change on the way, with some example of each method."""
+    moved = {name: False for name, _ in METHODS}
     for name, example in METHODS:
         weights = train(name, example)["weights"]
-        moved = not torch.equal(weights[0], weights[-1])
-        assert moved or name in still, name
+        moved[name] |= not torch.allclose(weights[0], weights[-1], rtol=1e-3)
+    assert sorted(name for name, did in moved.items() if not did) == ["fixed", "temperature_mixing"]
 
 
 def run_ranks(world, folder):
@@ -55,7 +55,7 @@ def test_ranks_equal_one_process_on_the_joined_batch(world, tmp_path):
     results, wrong = run_ranks(world, tmp_path), []
     for key in results[0]:
         name, example, scenario = eval(key)
-        alone = train(name, example, scenario="missing" if scenario == "ddp" else scenario, steps=11)
+        alone = train(name, example, scenario="rough" if scenario == "ddp" else scenario, steps=11)
         for part in alone.keys() - {"weights"}:  # a rank's own losses are not the joined ones
             for result in results:
                 found = result[key][part]
@@ -64,4 +64,4 @@ def test_ranks_equal_one_process_on_the_joined_batch(world, tmp_path):
                 if part.startswith("loss.") and not torch.equal(found, results[0][key][part]):
                     wrong.append(f"{key} {part}: ranks differ")
     assert not wrong, "\n".join(wrong)
-    assert len(results[0]) == len(METHODS) * (4 if world == 2 else 3)
+    assert len(results[0]) == len(METHODS) * len(RUNS[world])

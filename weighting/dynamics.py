@@ -82,6 +82,11 @@ class Dynamic(Configured, nn.Module):
         """Whether events reach this module at all."""
         return "clock" in self._buffers
 
+    def get_buffer(self, target: str) -> Tensor:
+        """The buffer of that name; the same as torch's, without its walk over dots for one of this module's own."""
+        own = self._buffers.get(target)
+        return super().get_buffer(target) if own is None else own
+
     # what happened so far
 
     def completed(self, event: Event) -> int:
@@ -120,7 +125,9 @@ class Dynamic(Configured, nn.Module):
         """Add to a pending sum, on this rank only, without communication."""
         pending = self._pending[name]
         if pending.device != value.device:
-            pending = self._pending[name] = pending.to(value.device)
+            # where nothing has values yet there is nothing to carry over
+            moved = torch.zeros_like(pending, device=value.device) if pending.is_meta else pending.to(value.device)
+            pending = self._pending[name] = moved
         pending.add_(value.detach().to(pending.dtype))
 
     def commit(self, sums: dict[str, Tensor]) -> None:

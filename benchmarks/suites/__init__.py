@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from .base import Gate, Method, Metric, Outcome, Suite, Trial
 from .digits_lt50 import DigitsLT50
+from .digits_two_tasks import DigitsTwoTasks
 
-SUITES: dict[str, type[Suite]] = {suite.name: suite for suite in (DigitsLT50,)}
+SUITES: dict[str, type[Suite]] = {suite.name: suite for suite in (DigitsLT50, DigitsTwoTasks)}
 """Every suite the program knows."""
 
-__all__ = ["SUITES", "DigitsLT50", "Gate", "Method", "Metric", "Outcome", "Suite", "Trial"]
+__all__ = ["SUITES", "DigitsLT50", "DigitsTwoTasks", "Gate", "Method", "Metric", "Outcome", "Suite", "Trial"]

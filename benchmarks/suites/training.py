@@ -90,7 +90,8 @@ class Classifier(pl.LightningModule):
         return cast(Tensor, self.objective(self.net(inputs), target))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        groups: list[dict[str, Any]] = [{"params": [*self.net.parameters()]}, *self.objective.parameter_groups()]
+        return torch.optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay)
 
 
 class StepTimer(pl.Callback):
@@ -124,7 +125,7 @@ def weight_curves(monitor: WeightingMonitor, groups: Mapping[str, Sequence[int]]
 def train(
     net: nn.Module,
     objective: Objective,
-    data: tuple[Tensor, Tensor],
+    data: tuple[Tensor, ...],
     *,
     seed: int,
     steps: int,
@@ -132,6 +133,7 @@ def train(
     lr: float,
     weight_decay: float,
     callbacks: Sequence[pl.Callback] = (),
+    module: type[Classifier] = Classifier,
 ) -> float:
     """Train ``net`` in place on the CPU with Lightning; returns the median milliseconds of a step."""
     loader = DataLoader(
@@ -150,5 +152,5 @@ def train(
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(Classifier(net, objective, lr=lr, weight_decay=weight_decay), loader)
+        trainer.fit(module(net, objective, lr=lr, weight_decay=weight_decay), loader)
     return timer.milliseconds

@@ -13,6 +13,7 @@ from reweigh.weighting.dynamics import Sync, communicates, over_ranks
 from reweigh.weighting.terms import LossTerms
 
 from .base import Criterion, upcast
+from .gradients import Shared, Slopes, as_shared, norms, refuse_static_graph, slopes
 
 Losses = Mapping[str, Tensor] | Tensor
 """Scalar losses by task name, or a ``(K,)`` vector in the tasks' order."""
@@ -84,6 +85,7 @@ class TaskLosses(Criterion):
         self.init = init
         self.nonfinite = check_choice(self, "nonfinite", nonfinite, ("keep", "skip", "raise"))
         self.sync = sync
+        self._walked = False
         self.add_table("number", torch.arange(len(names)))
         self.add_state("task_names", encode(names))
         self.add_state("first", torch.zeros(len(names), dtype=torch.float64))
@@ -106,8 +108,10 @@ class TaskLosses(Criterion):
             sample_weight: Not taken; weigh samples in each task's own loss.
             group: Not taken.
             index: Not taken.
-            **stats: ``counts=``, how many samples each loss is the mean of, by name or ``(K,)``; further ``(K,)``
-                statistics.
+            **stats: ``counts=``, how many samples each loss is the mean of, by name or ``(K,)``; ``shared=``, a tensor
+                or several, parameters or activations: in training ``extras["gradient_norm"]`` is how large each task's
+                gradient is there (one partial backward per present task; ``"sample_gradient_norm"``, the mean over
+                samples, as well where activations are given); further ``(K,)`` statistics.
         """
         for name, value in {"sample_weight": sample_weight, "group": group, "index": index}.items():
             if value is not None:
@@ -116,20 +120,25 @@ class TaskLosses(Criterion):
                 )
         if len(inputs) != 1:
             raise TypeError(f"TaskLosses: takes the losses and nothing else, got {len(inputs)} inputs")
-        counts = stats.pop("counts", None)
+        counts, shared = stats.pop("counts", None), stats.pop("shared", None)
         extras = {name: self._vector(name, value) for name, value in stats.items() if value is not None}
         loss, present, missed = self._losses(inputs[0], mask)
         count = self._counts(counts, loss)
         learn = self.training and torch.is_grad_enabled()
+        found, share = None, None
+        if learn and shared is not None:
+            here = present if count is None else count > 0 if present is None else present & (count > 0)
+            found = self._slopes(inputs[0], mask, shared, loss, here)
         if learn and communicates(self.sync):
-            loss, present, count, missed = self._joined(loss, present, count, missed)
+            loss, present, count, missed, share = self._joined(loss, present, count, missed)
         elif count is not None:
             present = count > 0 if present is None else present & (count > 0)
         if learn:
             self._note(loss, present, missed)
+        if found is not None:
+            extras.update(self._norms(found, share, present))
         if self.init == "first":
-            first = self.get_buffer("first")
-            loss = loss / torch.where(first > 0, first, 1.0).to(loss.dtype)
+            loss = loss / self.divisor().to(loss.dtype)
         if present is not None:
             loss = torch.where(present, loss, 0.0)
         if count is not None:
@@ -271,8 +280,8 @@ class TaskLosses(Criterion):
 
     def _joined(
         self, loss: Tensor, present: Tensor | None, count: Tensor | None, missed: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Each task over all ranks: the mean as value, this rank's part of its gradient."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Each task over all ranks: the mean as value, this rank's part of its gradient; last, how large a part."""
         here = torch.ones_like(loss, dtype=torch.float64) if count is None else count
         if present is not None:
             here = torch.where(present, here, 0.0)
@@ -284,7 +293,34 @@ class TaskLosses(Criterion):
         safe = torch.where(number > 0, number, 1.0)
         part = torch.where(here > 0, loss * (here * ranks / safe).to(loss.dtype), 0.0)
         value = (total / safe).to(loss.dtype) + (part - part.detach())
-        return value, number > 0, number / ranks, gone > 0
+        return value, number > 0, number / ranks, gone > 0, here / safe
+
+    def _slopes(
+        self, losses: Losses, mask: Mask | None, shared: Shared, loss: Tensor, present: Tensor | None
+    ) -> Slopes:
+        """Gradients of this rank's losses, of those that Python does not know to be absent."""
+        flags = self._mask(mask) if present is None or not readable(present) else present.tolist()
+        own = [losses[place] if isinstance(losses, Tensor) else losses.get(t) for place, t in enumerate(self.tasks)]
+        if isinstance(flags, list):
+            own = [value if here else None for value, here in zip(own, flags, strict=True)]
+        join = communicates(self.sync)
+        if join and not self._walked:
+            refuse_static_graph(self, own)
+            self._walked = True
+        return slopes(own, as_shared(self, shared), loss.detach(), join=join)
+
+    @torch.no_grad()
+    def _norms(self, found: Slopes, share: Tensor | None, present: Tensor | None) -> dict[str, Tensor]:
+        """Norms as statistics: of the losses as they are weighed, 0 where a task is absent."""
+        norm, per_sample = norms(found, share, self.sync)
+        extras = {"gradient_norm": norm}
+        if per_sample is not None:
+            extras["sample_gradient_norm"] = per_sample
+        for name, value in extras.items():
+            if self.init == "first":
+                value = value / self.divisor()
+            extras[name] = value if present is None else torch.where(present, value, 0.0)
+        return extras
 
     @torch.no_grad()
     def _note(self, loss: Tensor, present: Tensor | None, missed: Tensor | None) -> None:
@@ -301,6 +337,11 @@ class TaskLosses(Criterion):
         super().reset()
         self.get_buffer("first").zero_()
         self.get_buffer("nonfinite_count").zero_()
+
+    def divisor(self) -> Tensor:
+        """``(K,)`` what losses are divided by: their first values where ``init`` says so and they are known, else 1."""
+        first = self.get_buffer("first")
+        return torch.where(first > 0, first, 1.0) if self.init == "first" else torch.ones_like(first)
 
     def rename(self, state: dict[str, Any], prefix: str) -> list[str] | None:
         """Rewrite a checkpoint of other tasks for these; the old names, or ``None`` where they are the same."""

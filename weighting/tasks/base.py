@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -195,6 +195,20 @@ def softmax_over(logits: Tensor, present: Tensor) -> Tensor:
     weights = torch.where(present, (held - torch.where(top.isfinite(), top, 0.0)).exp(), 0.0)
     total = weights.sum(-1, keepdim=True)
     return weights / torch.where(total > 0, total, 1.0)
+
+
+Sums = Literal["sum_to_1", "sum_to_k"]
+"""What weights are rescaled to: 1, or the number of tasks present."""
+SUMS: tuple[Sums, ...] = get_args(Sums)
+
+
+def summing(weights: Tensor, present: Tensor, to: str | None) -> Tensor:
+    """Weights of the present tasks with another sum; ``None`` leaves them."""
+    if to is None:
+        return weights
+    held = torch.where(present, weights, 0.0)
+    unit = safe_ratio(held, held.sum())
+    return unit * number_of(present) if to == "sum_to_k" else unit
 
 
 def number_of(present: Tensor) -> Tensor:
