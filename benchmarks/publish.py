@@ -1,7 +1,8 @@
 """Put a run's numbers on record: ``python -m reweigh.benchmarks.publish DIR``.
 
 Writes ``benchmarks/results/<suite>.json`` of the source tree (settings, seeds, data hash, versions, every metric of
-every method; not the single runs) and the table between the README's ``results`` marks. A test keeps the two equal.
+every method; not the single runs) and the tables between the ``results`` marks of the pages that show it. A test keeps
+files and pages equal.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from .suites import SUITES
+from .summary import value
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->\n"
+PAGES = {"digits_lt50": ROOT / "README.md", "digits_two_tasks": ROOT / "docs" / "examples" / "multitask.md"}
+"""Where each suite's table stands."""
 SHOWN = ("worst_recall", "tail3_recall", "head3_recall", "balanced_accuracy", "macro_f1", "ece")
 
 
@@ -75,8 +79,43 @@ def table(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def readme_with(block: str, text: str) -> str:
-    """The README's text with the block between its marks."""
+def values(name: str) -> str:
+    """A table of a suite's means, and of the primary metric's differences, in Markdown, from the committed file."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    suite = SUITES[name]()
+    labels = {method.name: method for method in suite.methods}
+    metrics = [metric for metric in suite.metrics if metric.shown]
+    base, *others = found["summary"]
+    others.sort(key=lambda row: -row["versus_baseline"][found["primary"]]["mean"])
+    headings = [metric.label + ("" if metric.higher_is_better else " (lower is better)") for metric in metrics]
+    lines = [
+        f"{suite.title} ({suite.summary}), means of {len(found['seeds'])} paired repetitions, and the difference in "
+        f"{suite.primary.label} to {labels[base['method']].label} in points, [95 % interval]. Made by "
+        f"`{found['command']}`.",
+        "",
+        f"| | {' | '.join(headings)} | difference |",
+        "|---" * (len(metrics) + 2) + "|",
+    ]
+    for row in [base, *others]:
+        cells = [value(metric, row["mean"][metric.name]) for metric in metrics]
+        cells = [cell.replace("-", "\N{MINUS SIGN}") for cell in cells]
+        versus = row.get("versus_baseline") or {}
+        difference = "\N{EN DASH}"
+        if found["primary"] in versus:
+            one = versus[found["primary"]]
+            difference = f"**{_signed(one['mean'])}** [{_signed(one['t_low'])}, {_signed(one['t_high'])}]"
+        claim = "" if labels[row["method"]].claim else " (no claim)"
+        lines.append(f"| {labels[row['method']].label}{claim} | {' | '.join(cells)} | {difference} |")
+    return "\n".join(lines) + "\n"
+
+
+def block(name: str) -> str:
+    """What stands between the marks of a suite's page."""
+    return table(name) if name == "digits_lt50" else values(name)
+
+
+def page_with(block: str, text: str) -> str:
+    """A page's text with the block between its marks."""
     head, rest = text.split(BEGIN)
     return head + BEGIN + block + END + rest.split(END)[1]
 
@@ -87,12 +126,12 @@ def _signed(value: float) -> str:
 
 
 def main(folder: str) -> None:
-    """Record a folder and rewrite the README's table."""
+    """Record a folder and rewrite the tables of its suites."""
     for path in record(Path(folder)):
         print(f"wrote {path.relative_to(ROOT)}")
-    readme = ROOT / "README.md"
-    readme.write_text(readme_with(table("digits_lt50"), readme.read_text(encoding="utf-8")), encoding="utf-8")
-    print("wrote README.md")
+        page = PAGES[path.stem]
+        page.write_text(page_with(block(path.stem), page.read_text(encoding="utf-8")), encoding="utf-8")
+        print(f"wrote {page.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -29,8 +29,11 @@ def test_links_between_files_lead_somewhere():
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
 
 
-def test_the_readme_shows_the_committed_results():
-    from reweigh.benchmarks.publish import readme_with, table
+def test_the_pages_show_the_committed_results():
+    from reweigh.benchmarks.publish import PAGES as SHOWING
+    from reweigh.benchmarks.publish import RESULTS, block, page_with
 
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme_with(table("digits_lt50"), text) == text, "run: python -m reweigh.benchmarks.publish DIR"
+    assert {path.stem for path in RESULTS.glob("*.json")} == set(SHOWING)
+    for name, page in SHOWING.items():
+        text = page.read_text(encoding="utf-8")
+        assert page_with(block(name), text) == text, "run: python -m reweigh.benchmarks.publish DIR"
