@@ -7,6 +7,7 @@ from importlib import import_module
 import pytest
 import torch
 from lightning_kit import QUIET, trainer
+from ranks import run_ranks
 from references import language_worker as worker
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -20,7 +21,7 @@ COUNTS = worker.COUNTS
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    return worker.launch("accumulation", tmp_path_factory.mktemp("ranks"))
+    return run_ranks(worker.__file__, 2, tmp_path_factory.mktemp("ranks"), "accumulation")
 
 
 def agree(found, expected, tol=1e-12):

@@ -1,10 +1,8 @@
 """Two gloo processes and one process on the joined batch give the same losses, gradients and weights."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
+from ranks import run_ranks
 from references import distributed_worker as worker
 
 WORLD = 2
@@ -13,27 +11,7 @@ WORLD = 2
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What each rank reports; all runs share one pair of processes, which must end within a minute."""
-    folder = tmp_path_factory.mktemp("ranks")
-    outs = [folder / f"{rank}.pt" for rank in range(WORLD)]
-    command = [sys.executable, "-W", "error", worker.__file__]
-    logs = [(folder / f"{rank}.log").open("w+") for rank in range(WORLD)]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(WORLD), folder / "init", outs[rank]], stdout=logs[rank], stderr=logs[rank]
-        )
-        for rank in range(WORLD)
-    ]
-    try:
-        for process, log in zip(processes, logs, strict=True):
-            code = process.wait(timeout=60)
-            log.seek(0)
-            assert code == 0, log.read()
-    finally:
-        for process, log in zip(processes, logs, strict=True):
-            process.kill()
-            process.wait()
-            log.close()
-    return [torch.load(out, weights_only=True) for out in outs]
+    return run_ranks(worker.__file__, WORLD, tmp_path_factory.mktemp("ranks"))
 
 
 def agree(found, expected, tol=1e-12):

@@ -1,9 +1,5 @@
 """Two gloo processes against one process on the joined batches."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +7,7 @@ import pytest
 import torch
 from lightning_distributed_worker import SIZE, objective
 from lightning_kit import QUIET, network, samples
+from ranks import run_lightning
 
 from reweigh.losses import CrossEntropy, Objective
 from reweigh.weighting import InverseClassLoss
@@ -19,33 +16,10 @@ pytestmark = QUIET
 WORKER = Path(__file__).parent / "lightning_distributed_worker.py"
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What each of two ranks has after the same runs."""
-    root = tmp_path_factory.mktemp("ranks")
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0", "WORLD_SIZE": "2"}
-    processes = []
-    for rank in range(2):
-        env = {**os.environ, **common, "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(WORKER), str(root)]
-        processes.append(
-            subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=100)
-            assert process.returncode == 0, output
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-    return [torch.load(root / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    return run_lightning(WORKER, tmp_path_factory.mktemp("ranks"))
 
 
 def test_ranks_agree_to_the_bit(ranks):

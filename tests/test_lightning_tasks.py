@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from lightning_task_worker import (
 )
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.plugins import MixedPrecision
+from ranks import run_lightning
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -664,27 +664,7 @@ def test_nothing_is_warned_in_an_ordinary_run(tmp_path):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What each of two ranks has after the same runs."""
-    root = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0", "WORLD_SIZE": "2"}
-    processes = []
-    for rank in range(2):
-        env = {**os.environ, **common, "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(WORKER), str(root)]
-        processes.append(
-            subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=150)
-            assert process.returncode == 0, output
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-    return [torch.load(root / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    return run_lightning(WORKER, tmp_path_factory.mktemp("ranks"))
 
 
 RUNS = ["probe1", "probe2", "plain", "empty", "uneven", "split"]

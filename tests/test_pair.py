@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from ranks import run_ranks
 from references import circle as reference
 from references import metric_worker as worker
 from torch import nn
@@ -760,25 +761,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What each of two ranks reports; they must end within a minute."""
-    folder = tmp_path_factory.mktemp("ranks")
-    outs = [folder / f"{rank}.pt" for rank in range(2)]
-    logs = [(folder / f"{rank}.log").open("w+") for rank in range(2)]
-    command = [sys.executable, "-W", "error", worker.__file__]
-    processes = [
-        subprocess.Popen([*command, str(rank), "2", folder / "init", outs[rank]], stdout=logs[rank], stderr=logs[rank])
-        for rank in range(2)
-    ]
-    try:
-        for process, log in zip(processes, logs, strict=True):
-            code = process.wait(timeout=60)
-            log.seek(0)
-            assert code == 0, log.read()
-    finally:
-        for process, log in zip(processes, logs, strict=True):
-            process.kill()
-            process.wait()
-            log.close()
-    return [torch.load(out, weights_only=True) for out in outs]
+    return run_ranks(worker.__file__, 2, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", worker.LOSSES)

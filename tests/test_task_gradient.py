@@ -4,13 +4,13 @@ As a script it is one rank: ``python test_task_gradient.py RANK WORLD INIT_FILE 
 """
 
 import io
-import subprocess
 import sys
 from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import run_ranks
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -723,24 +723,7 @@ def main(rank, world, init, out):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-W", "error", __file__]
-    logs = [(folder / f"{rank}.log").open("w+") for rank in range(2)]
-    processes = [
-        subprocess.Popen([*command, str(r), "2", folder / "init", folder / f"{r}.pt"], stdout=logs[r], stderr=logs[r])
-        for r in range(2)
-    ]
-    try:
-        for process, log in zip(processes, logs, strict=True):
-            code = process.wait(timeout=60)
-            log.seek(0)
-            assert code == 0, log.read()
-    finally:
-        for process, log in zip(processes, logs, strict=True):
-            process.kill()
-            process.wait()
-            log.close()
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return run_ranks(__file__, 2, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: "-".join(map(str, run)))

@@ -1,10 +1,9 @@
 """Every registered task weighting in a training: resumed at every step, and spread over ranks. Found by discovery."""
 
-import subprocess
-import sys
-
 import pytest
+import task_training
 import torch
+from ranks import run_ranks
 from task_training import EPOCH, RUNS, STEPS, methods, train
 
 METHODS = methods()
@@ -34,25 +33,10 @@ def test_the_training_moves_every_adaptive_method():
     assert sorted(name for name, did in moved.items() if not did) == ["fixed", "temperature_mixing"]
 
 
-def run_ranks(world, folder):
-    script = __file__.replace("test_task_training", "task_training")
-    workers = [
-        subprocess.Popen(
-            [sys.executable, script, str(rank), str(world), str(folder / "init"), str(folder / f"{rank}.pt")],
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(world)
-    ]
-    for worker in workers:
-        _, errors = worker.communicate(timeout=300)
-        assert worker.returncode == 0, errors.decode()
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
-
-
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_equal_one_process_on_the_joined_batch(world, tmp_path):
     """Uneven batches, ranks without a task, tasks that nobody has; under DDP and with gradients averaged by hand."""
-    results, wrong = run_ranks(world, tmp_path), []
+    results, wrong = run_ranks(task_training.__file__, world, tmp_path, timeout=300, strict=()), []
     for key in results[0]:
         name, example, scenario = eval(key)
         alone = train(name, example, scenario="rough" if scenario == "ddp" else scenario, steps=11)

@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from ranks import run_ranks
 from references import language_worker as worker
 from torch.nn.functional import cross_entropy
 from torch.utils.data import (
@@ -300,7 +301,7 @@ def test_the_vocabulary_has_a_size(size, error):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    return worker.launch("counting", tmp_path_factory.mktemp("ranks"))
+    return run_ranks(worker.__file__, 2, tmp_path_factory.mktemp("ranks"), "counting")
 
 
 def test_ranks_add_their_shares(ranks):

@@ -4,17 +4,14 @@ import copy
 import io
 import json
 import math
-import os
 import pickle
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning_kit
 import pytest
 import torch
 import torchjd_worker as worker
+from ranks import run_lightning, run_ranks
 from torch import nn
 
 import reweigh
@@ -375,35 +372,13 @@ def test_some_parameters():
 # several processes
 
 
-def finish(commands, logs, environments=None):
-    """Run processes to their end, which must be a good one within two minutes."""
-    files = [path.open("w+") for path in logs]
-    environments = environments or [None] * len(commands)
-    processes = [
-        subprocess.Popen(command, stdout=file, stderr=file, env=env)
-        for command, file, env in zip(commands, files, environments, strict=True)
-    ]
-    try:
-        codes = [process.wait(timeout=120) for process in processes]
-        assert not any(codes), "".join(path.read_text() for path in logs)
-    finally:
-        for process, file in zip(processes, files, strict=True):
-            process.kill()
-            process.wait()
-            file.close()
-
-
-def run_ranks(folder, world):
-    outs = [folder / f"{rank}.pt" for rank in range(world)]
-    command = [sys.executable, "-W", "error", "-W", "ignore:.*process group has NOT", worker.__file__, "plain"]
-    commands = [[*command, str(rank), str(world), folder / "init", out] for rank, out in enumerate(outs)]
-    finish(commands, [folder / f"{rank}.log" for rank in range(world)])
-    return [torch.load(out, weights_only=True) for out in outs]
+WARNINGS = ("-W", "error", "-W", "ignore:.*process group has NOT")
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    return {world: run_ranks(tmp_path_factory.mktemp(f"ranks{world}"), world) for world in (2, 4)}
+    made = {world: tmp_path_factory.mktemp(f"ranks{world}") for world in (2, 4)}
+    return {w: run_ranks(worker.__file__, w, made[w], "plain", timeout=120, strict=WARNINGS) for w in made}
 
 
 PLACES = [(2, run) for run in worker.RUNS] + [(4, run) for run in worker.SMALLER]
@@ -937,14 +912,7 @@ def test_a_vector_of_nobody(tmp_path):
 
 def test_lightning_in_two_processes(tmp_path):
     """Accumulated, scaled, clipped, a rank without a task: parameters of the ranks are the same bits."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0", "WORLD_SIZE": "2"}
-    command = [sys.executable, worker.__file__, "lightning", str(tmp_path)]
-    environments = [{**os.environ, **common, "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"} for rank in range(2)]
-    finish([command] * 2, [tmp_path / f"{rank}.log" for rank in range(2)], environments)
-    first, second = (torch.load(tmp_path / f"lightning{rank}.pt", weights_only=True) for rank in (0, 1))
+    first, second = run_lightning(worker.__file__, tmp_path, "lightning")
     for sync in ("weights", "jacobian"):
         assert first[sync]["steps"] == 6
         assert set(first[sync]["logged"]) == {f"reweigh/balancer/weight/{name}" for name in NAMES}

@@ -183,7 +183,7 @@ if __name__ == "__main__":
         torch.set_num_threads(1)
         rank, root = int(os.environ["LOCAL_RANK"]), Path(sys.argv[2])
         found = {sync: lightning(root, rank, sync) for sync in ("weights", "jacobian")}
-        torch.save(found, root / f"lightning{rank}.pt")
+        torch.save(found, root / f"rank{rank}.pt")
         dist.barrier()
         dist.destroy_process_group()
         sys.exit()

@@ -3,7 +3,6 @@
 The same functions with ``world=1`` are the single process that the ranks are compared with.
 """
 
-import subprocess
 import sys
 from datetime import timedelta
 
@@ -117,24 +116,6 @@ def counting(rank, world):
     except ValueError as error:
         results["differ"] = str(error)
     return results
-
-
-def launch(part, folder, world=2):
-    """What each rank of a group of processes reports; they must end within a minute."""
-    outs, logs = [folder / f"{rank}.pt" for rank in range(world)], [folder / f"{rank}.log" for rank in range(world)]
-    processes = []
-    try:
-        for rank in range(world):
-            with logs[rank].open("w") as log:
-                command = [sys.executable, "-W", "error", __file__, part, str(rank), str(world), folder / "init"]
-                processes.append(subprocess.Popen([*command, outs[rank]], stdout=log, stderr=log))
-        for process, log in zip(processes, logs, strict=True):
-            assert process.wait(timeout=60) == 0, log.read_text()
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    return [torch.load(out, weights_only=True) for out in outs]
 
 
 def main(part, rank, world, init, out):
