@@ -428,6 +428,7 @@ def test_a_validation_block_shows_evaluation_losses_and_sends_the_event(compose)
     assert heard.completed("validation") == 1
     loss.update("validation", losses=values(1.0, 1.0, 1.0), index=1)
     loss.update("validation", losses=values(1.0, 1.0, 1.0), index=1)  # the same again counts once
+    loss.update("validation", index=2)
     assert heard.validated[1].tolist() == [3.0, 4.0, 2.0]
     loss.train()
     loss(values(9.0, 9.0, 9.0)).backward()

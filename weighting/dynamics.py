@@ -13,6 +13,7 @@ Two kinds of numbers live in a :class:`Dynamic`:
 from __future__ import annotations
 
 import warnings
+from abc import ABCMeta
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, Literal, get_args
 
@@ -32,7 +33,21 @@ EVENTS: tuple[Event, ...] = get_args(Event)
 _COUNTED: tuple[Event, ...] = ("forward", "step", "epoch", "validation")
 
 
-class Dynamic(Configured, nn.Module):
+class _Built(ABCMeta):
+    """Builds on the CPU what is built under ``torch.device("meta")``: constants and first states are values."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if torch.get_default_device().type != "meta":
+            return super().__call__(*args, **kwargs)
+        with torch.device("cpu"):
+            made = super().__call__(*args, **kwargs)
+        for part in made.modules():
+            if isinstance(part, Dynamic):
+                part._placeholders = True
+        return made
+
+
+class Dynamic(Configured, nn.Module, metaclass=_Built):
     """A module with declared state that events change. Base of weightings, schedules and logit transforms.
 
     Subclasses declare everything in ``__init__`` and override :meth:`commit` and :meth:`refresh`; both run under
@@ -51,6 +66,8 @@ class Dynamic(Configured, nn.Module):
         super().__init__()
         self._pending: dict[str, Tensor] = {}
         self._exact: set[str] = set()
+        self._tables: dict[str, Tensor] = {}
+        self._placeholders = False
         self._ticks: list[int] | None = None
         if self.update_on != "never":
             self.track_events()
@@ -63,9 +80,10 @@ class Dynamic(Configured, nn.Module):
         self._exact.add(name)
 
     def add_table(self, name: str, value: Tensor) -> None:
-        """Declare a constant: a buffer that moves with the module, keeps its dtype and is not saved."""
+        """Declare a constant: a buffer that moves with the module, keeps its dtype and value, and is not saved."""
         self.register_buffer(name, value, persistent=False)
         self._exact.add(name)
+        self._tables[name] = value
 
     def add_pending(self, name: str, *shape: int) -> None:
         """Declare a float64 sum that this rank collects between commits, zero at first."""
@@ -168,12 +186,37 @@ class Dynamic(Configured, nn.Module):
         before = {name: self._buffers[name] for name in self._exact}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in before.items():
-            moved = self._buffers[name]
-            if old is not None and moved is not None and moved.dtype != old.dtype:
-                empty = torch.empty_like(old, device=moved.device)
-                self._buffers[name] = empty if old.is_meta else old.to(moved.device)
+            moved, source = self._buffers[name], self._tables.get(name, old)
+            if moved is None or source is None or moved is old:
+                continue
+            # only the device is taken over: neither a narrower dtype nor the emptiness of to_empty()
+            self._buffers[name] = (
+                torch.empty_like(source, device=moved.device) if source.is_meta else source.to(moved.device)
+            )
         for name, pending in self._pending.items():
             self._pending[name] = pending.to(fn(torch.zeros(0, device=pending.device)).device)
+        return self
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, Tensor) and "_tables" in self.__dict__:
+            value = self._kept(name, value)
+        super().__setattr__(name, value)
+
+    def _kept(self, name: str, value: Tensor) -> Tensor:
+        """What an assignment leaves: loaders that build on the meta device put uninitialised tensors in place."""
+        if name in self._tables:
+            return self._tables[name].to(value.device)
+        if not self._placeholders or getattr(value, "_is_hf_initialized", False):
+            return value  # transformers marks what came from the file
+        own = self._buffers.get(name) if name in self._exact else self._parameters.get(name)
+        if own is None or own.is_meta:
+            return value
+        held = own.detach().to(value.device)
+        return nn.Parameter(held, requires_grad=own.requires_grad) if isinstance(own, nn.Parameter) else held
+
+    def train(self, mode: bool = True) -> Dynamic:
+        self._placeholders = False  # whoever loads has finished
+        super().train(mode)
         return self
 
     def _load_from_state_dict(

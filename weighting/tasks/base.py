@@ -80,8 +80,10 @@ class TaskWeighting(Weighting):
         self._by_task[name] = dim
 
     def add_task_parameter(self, name: str, value: Tensor) -> None:
-        """Declare a learned number per task, matched by task name on loading."""
-        self.register_parameter(name, torch.nn.Parameter(value))
+        """Declare a learned number per task, of the default dtype or float32, matched by task name on loading."""
+        kind = torch.get_default_dtype()
+        kind = torch.float32 if kind in (torch.float16, torch.bfloat16) else kind
+        self.register_parameter(name, torch.nn.Parameter(value.to(kind)))
         self._by_task[name] = 0
 
     def per_task(self, name: str, value: PerTask, **rules: Any) -> Tensor:

@@ -44,7 +44,7 @@ class LogScale(TaskWeighting):
 
     def prepare(self, num_tasks: int) -> None:
         start = self.per_task("init", self._init, low=self.bounds[0], high=self.bounds[1])
-        self.add_task_parameter("log_scale", start.to(torch.get_default_dtype()))
+        self.add_task_parameter("log_scale", start)
         self.track_events()
 
     def scale(self) -> Tensor:
@@ -255,7 +255,7 @@ class RevisedUncertainty(LogScale):
         if not self.raw:
             super().prepare(num_tasks)
             return
-        self.add_task_parameter("sigma", self._first().to(torch.get_default_dtype()))
+        self.add_task_parameter("sigma", self._first())
         self.track_events()
 
     def _first(self) -> Tensor:
