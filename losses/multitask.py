@@ -236,8 +236,7 @@ class MultiTaskLoss(Objective):
         if losses is not None:
             if event not in ("step", "validation"):
                 raise ValueError(f"MultiTaskLoss: losses= comes with 'step' or 'validation', got {event!r}")
-            due = index is None or self.weighting is None or index >= self.weighting.completed(event)
-            if due:
+            if index is None or any(part.awaits(event, index) for part in dynamics(self)):
                 (self.observe_after if event == "step" else self.observe_validation)(losses)
         super().update(event, index=index, **signals)
 

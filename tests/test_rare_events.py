@@ -77,3 +77,45 @@ def test_saved_in_mid_epoch_it_goes_on_bit_equal(event):
         objective.update(event)
     assert torch.equal(whole.weighting.mean, resumed.weighting.mean)
     torch.testing.assert_close(whole.weighting.mean, mean_loss(batches(3)), rtol=1e-12, atol=0)
+
+
+class Apart(Weighting):
+    """Keeps what it trains on and what it is shown of validations apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.update_on = "validation"
+        self.commits = []
+        self.add_pending("trained")
+        self.add_pending("validated", on="validation")
+
+    def weigh(self, terms):
+        return torch.ones_like(terms.loss)
+
+    def observe(self, terms):
+        self.accumulate("trained", terms.counts().sum())
+
+    def observe_validation(self, terms):
+        self.accumulate("validated", terms.counts().sum())
+
+    def commit(self, sums):
+        self.commits.append({name: value.item() for name, value in sums.items()})
+
+
+def test_a_sum_with_an_event_of_its_own_is_committed_then_and_only_then():
+    apart = Apart()
+    objective = Objective(CrossEntropy(), apart)
+    inputs = CrossEntropy().example_inputs(4)
+    objective(*inputs)
+    with objective.observing_validation(), torch.no_grad():
+        objective(*inputs)
+        objective(*inputs)
+    objective.update("step")
+    assert apart.commits == [{"trained": 4.0}]
+    objective(*inputs)
+    objective.update("epoch")
+    assert len(apart.commits) == 1
+    objective.update("validation")
+    assert apart.commits[1:] == [{"trained": 4.0, "validated": 8.0}]
+    objective.update("validation")
+    assert apart.commits[2:] == [{"trained": 0.0, "validated": 0.0}]

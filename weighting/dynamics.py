@@ -65,6 +65,7 @@ class Dynamic(Configured, nn.Module, metaclass=_Built):
     def __init__(self) -> None:
         super().__init__()
         self._pending: dict[str, Tensor] = {}
+        self._pending_on: dict[str, Event] = {}
         self._exact: set[str] = set()
         self._tables: dict[str, Tensor] = {}
         self._placeholders = False
@@ -85,9 +86,14 @@ class Dynamic(Configured, nn.Module, metaclass=_Built):
         self._exact.add(name)
         self._tables[name] = value
 
-    def add_pending(self, name: str, *shape: int) -> None:
-        """Declare a float64 sum that this rank collects between commits, zero at first."""
+    def add_pending(self, name: str, *shape: int, on: Event | None = None) -> None:
+        """Declare a float64 sum that this rank collects between commits, zero at first.
+
+        It is committed at every step (and at the event that this module lives on), or only at the event ``on``.
+        """
         self._pending[name] = torch.zeros(shape, dtype=torch.float64)
+        if on is not None:
+            self._pending_on[name] = on
         self.track_events()
 
     def track_events(self) -> None:
@@ -121,10 +127,20 @@ class Dynamic(Configured, nn.Module, metaclass=_Built):
         """The same number as a 0-d tensor on the module's device, safe to read under ``torch.compile``."""
         return self.get_buffer("clock")[_COUNTED.index(event)]
 
-    def _due(self, event: Event, index: int | None) -> bool:
+    def awaits(self, event: Event, index: int | None) -> bool:
+        """Whether this event would do anything: one that was seen before does not."""
         if self.asleep:
             return False
         return self.tracks_events and (event == "fit" or index is None or index >= self.completed(event))
+
+    def _collects(self, event: Event) -> list[str]:
+        """Names of the pending sums that an event commits."""
+        # in mid-accumulation an epoch or validation is no step, except for what lives on it
+        usual = event in ("step", "forward", self.update_on)
+        apart = self._pending_on
+        if not apart:
+            return [*self._pending] if usual else []
+        return [name for name in self._pending if (apart[name] == event if name in apart else usual)]
 
     def _tick(self, event: Event, index: int | None) -> None:
         if event == "fit":
@@ -135,7 +151,7 @@ class Dynamic(Configured, nn.Module, metaclass=_Built):
         done = self.completed(event) + 1 if index is None else index + 1
         if self._ticks is not None:
             self._ticks[_COUNTED.index(event)] = done
-        self.get_buffer("clock")[_COUNTED.index(event)] = done
+        self.get_buffer("clock").select(0, _COUNTED.index(event)).fill_(done)
 
     # what subclasses fill in
 
@@ -154,10 +170,10 @@ class Dynamic(Configured, nn.Module, metaclass=_Built):
     def refresh(self, event: Event, **signals: Any) -> None:
         """React to an event, after what was pending has been committed."""
 
-    def discard(self) -> None:
-        """Drop what this rank has seen since the last commit, as after steps that were undone."""
-        for pending in self._pending.values():
-            pending.zero_()
+    def discard(self, names: Iterable[str] | None = None) -> None:
+        """Drop what this rank has seen since the last commit (some sums, or all), as after steps that were undone."""
+        for name in self._pending if names is None else names:
+            self._pending[name].zero_()
 
     def reset(self) -> None:
         """Forget what was learned from the data: events, sums and (in subclasses) state."""
@@ -276,23 +292,23 @@ def drive(modules: Iterable[Dynamic], event: Event, *, index: int | None = None,
     check_choice("update", "event", event, EVENTS[1:])
     if index is not None:
         check_whole("update", "index", index)
-    due = [module for module in modules if module._due(event, index)]
+    due = [module for module in modules if module.awaits(event, index)]
     if event != "fit":
-        # in mid-accumulation an epoch or validation is no step, except for what lives on it
-        collecting = [module for module in due if module._pending and event in ("step", "forward", module.update_on)]
-        for module, sums in zip(collecting, _gather(collecting), strict=True):
+        asked = [(module, module._collects(event)) for module in due]
+        collecting = [(module, names) for module, names in asked if names]
+        for (module, names), sums in zip(collecting, _gather(collecting), strict=True):
             module.commit(sums)
-            module.discard()
+            module.discard(names)
     for module in due:
         module.refresh(event, **signals)
         module._tick(event, index)
 
 
-def _gather(modules: list[Dynamic]) -> list[dict[str, Tensor]]:
-    """This rank's pending sums of each module, added over all ranks; one communication per kind of ``sync``."""
-    local = [{name: value.clone() for name, value in module._pending.items()} for module in modules]
+def _gather(modules: list[tuple[Dynamic, list[str]]]) -> list[dict[str, Tensor]]:
+    """This rank's named pending sums of each module, added over all ranks; one communication per kind of ``sync``."""
+    local = [{name: module._pending[name].clone() for name in names} for module, names in modules]
     packs: dict[Sync, list[tuple[dict[str, Tensor], str]]] = {}
-    for module, sums in zip(modules, local, strict=True):
+    for (module, _), sums in zip(modules, local, strict=True):
         packs.setdefault(module.sync, []).extend((sums, name) for name in sums)
     for sync, slots in packs.items():
         if not communicates(sync):

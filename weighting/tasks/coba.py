@@ -31,13 +31,9 @@ class _Desk:
     def __init__(self, buffers: Mapping[str, Tensor | None], history: int) -> None:
         held = {name: value for name, value in buffers.items() if value is not None}
         get = held.__getitem__
-        self.held = [
-            (name, held[name]) for name in ("shares", "running", "baseline", "totals", "records", "ratios", "slopes")
-        ]
+        self.held = [(name, held[name]) for name in ("shares", "baseline", "totals", "records", "ratios", "slopes")]
         self.shares, self.baseline, self.totals, self.records = map(get, ("shares", "baseline", "totals", "records"))
         self.one, self.across, self.sign = map(get, ("one", "across", "sign"))
-        self.running = get("running")
-        self.running_sum, self.running_number = self.running.unbind()
         self.ring = ring = get("ratios")
         self.ratios, self.ratios_flat = ring.unbind(), ring.view(history, -1)
         self.slopes, self.slopes_flat = get("slopes").unbind(), get("slopes").view(history, -1).t()
@@ -195,14 +191,13 @@ class CoBa(TaskWeighting):
         size = self.history
         zeros = torch.zeros(2, num_tasks, dtype=torch.float64)
         self.add_task_state("shares", torch.ones_like(zeros[0]))  # K omega
-        self.add_task_state("running", zeros.clone(), dim=1)  # of the record that runs
         self.add_task_state("baseline", zeros[0].clone())  # L(0); 0: unknown
         # rings, one slot per record; the column behind the tasks is the largest ratio
         self.add_state("ratios", zeros.new_zeros(size, 2, num_tasks + 1))  # ratio, present; 0: absent
         self.add_task_state("slopes", zeros.new_zeros(size, 2, num_tasks), dim=2)  # size of the slope, known
         self.add_state("totals", zeros.new_zeros(self.capacity))  # slope of the largest ratio
         self.add_state("records", torch.zeros((), dtype=torch.int64))
-        self.add_pending("seen", 2, num_tasks)
+        self.add_pending("seen", 2, num_tasks, on="validation")
         # by age, newest first from the middle on, so that a slice of it fits a ring wherever its newest slot is
         age = torch.arange(size - 1, -size, -1, dtype=torch.float64).remainder(size)
         recent = size if self.fidelity == "paper" else max(1, size - self._warmup + 1)
@@ -244,18 +239,11 @@ class CoBa(TaskWeighting):
         self.accumulate("seen", torch.stack([torch.nan_to_num(loss, 0.0, 0.0, 0.0) * number, number]))
 
     def commit(self, sums: dict[str, Tensor]) -> None:
-        self.get_buffer("running").add_(sums["seen"])
-
-    def refresh(self, event: Event, **signals: Any) -> None:
-        if event == "validation":
-            self._record()
-
-    def _record(self) -> None:
-        """One more record, of the sums that were committed since the last."""
+        """One more record, of the sums that were seen since the last."""
         desk, number = self._desk(), self._so_far()
         slot, moving = number % self.history, self._moving(number + 1)
         loss, ratio = desk.loss, desk.ratio
-        torch.div(desk.running_sum, desk.running_number, out=loss)  # nan where absent
+        torch.div(*sums["seen"].unbind(), out=loss)  # nan where absent
         torch.div(loss, desk.baseline, out=ratio)  # inf or nan where that is unknown
         torch.where(desk.baseline.bool(), desk.baseline, loss.abs_().nan_to_num_(0.0), out=desk.baseline)
         torch.nan_to_num(ratio, 0.0, 0.0, 0.0, out=desk.entry_ratio)
@@ -266,7 +254,6 @@ class CoBa(TaskWeighting):
             slope = self._fit(desk, slot)
             desk.totals.select(0, (moving - 1) % self.capacity).copy_(slope[-1])
             self._balance(desk, slope[:-1], slot, moving)
-        desk.running.zero_()
         desk.records.add_(1)
         self._seen = number + 1
 
@@ -339,7 +326,7 @@ class CoBa(TaskWeighting):
     def reset(self) -> None:
         super().reset()
         self._seen = None
-        for name in ("running", "baseline", "ratios", "slopes", "totals", "records"):
+        for name in ("baseline", "ratios", "slopes", "totals", "records"):
             if name in self._buffers:
                 self.get_buffer(name).zero_()
         if "shares" in self._buffers:
