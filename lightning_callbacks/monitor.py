@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from reweigh.losses.multitask import MultiTaskLoss
 from reweigh.losses.objective import Objective
 from reweigh.weighting.config import check_number, check_whole
 from reweigh.weighting.dynamics import Dynamic
@@ -18,12 +19,15 @@ from ._base import PREFIX, LightningCallback, named_dynamics, summaries
 
 _SUMS = 5
 """Entries of a window's sums before the per-class ones: n, n l, n w l, n w, n w^2."""
+_ROWS = 3
+"""Sums per class: n, n w, n l."""
 
 
 class _Window:
     """Sums over the terms that an objective has seen since the last row. They stay on the loss's device."""
 
-    def __init__(self) -> None:
+    def __init__(self, tasks: tuple[str, ...] = ()) -> None:
+        self.tasks = tasks
         self.sums: Tensor | None = None
         self.classes: Tensor | None = None
 
@@ -37,8 +41,10 @@ class _Window:
         if weights is None or terms.category is None or terms.num_classes is None:
             return
         at = terms.spread(terms.category).expand_as(loss).reshape(-1)
-        both = torch.stack([counts.reshape(-1), seen.reshape(-1)])
-        classes = both.new_zeros(2, terms.num_classes).index_add(1, at, both)
+        if isinstance(objective, MultiTaskLoss):
+            loss = loss * objective.criterion.divisor()  # each in its own units
+        rows = torch.stack([part.reshape(-1) for part in (counts, seen, counts * loss)])
+        classes = rows.new_zeros(_ROWS, terms.num_classes).index_add(1, at, rows)
         self.classes = classes if self.classes is None else self.classes + classes
 
     @property
@@ -47,7 +53,7 @@ class _Window:
 
     def take(self, num_classes: int, device: torch.device) -> Tensor:
         """The sums as a vector of agreed length; a new window begins."""
-        flat = torch.zeros(_SUMS + 2 * num_classes, dtype=torch.float64, device=device)
+        flat = torch.zeros(_SUMS + _ROWS * num_classes, dtype=torch.float64, device=device)
         if self.sums is not None:
             flat[:_SUMS] = self.sums
         if self.classes is not None:
@@ -74,6 +80,8 @@ class WeightingMonitor(LightningCallback):
     ``effective_share``            the same, divided by :math:`\sum n`; 1 where all weights are equal
     ``num_terms``                  :math:`\sum n`
     ``class_weight/<c>``           :math:`\sum_{i\in c} n w / \sum_{i\in c} n`, for classes that were seen
+    ``task_weight/<task>``         the same for the tasks of a :class:`~reweigh.losses.MultiTaskLoss`
+    ``task_loss/<task>``           its mean unweighted loss, in its own units
     =============================  ==================================================================================
 
     Class weights inside a criterion (torch's ``weight``) belong to :math:`\ell`, not to :math:`w`.
@@ -153,7 +161,7 @@ class WeightingMonitor(LightningCallback):
         self._found = list(named_dynamics(root))
         for path, module in self._found:
             if isinstance(module, Objective):
-                self._windows[path] = window = _Window()
+                self._windows[path] = window = _Window(module.tasks if isinstance(module, MultiTaskLoss) else ())
                 self._stops.append(module.watch(window))
 
     def _let_go(self) -> None:
@@ -179,8 +187,8 @@ class WeightingMonitor(LightningCallback):
 
         row: dict[str, float] = {}
         for path, size in zip(windows, sizes, strict=True):
-            row.update(self._terms(path, numbers[: _SUMS + 2 * size], size))
-            del numbers[: _SUMS + 2 * size]
+            row.update(self._terms(path, numbers[: _SUMS + _ROWS * size], size))
+            del numbers[: _SUMS + _ROWS * size]
         row.update(zip(values, numbers, strict=True))
         if not row:
             return
@@ -204,9 +212,12 @@ class WeightingMonitor(LightningCallback):
             f"{name}/effective_share": effective / size,
             f"{name}/num_terms": size,
         }
-        counts, weights = sums[_SUMS : _SUMS + num_classes], sums[_SUMS + num_classes :]
+        counts, weights, losses = (sums[_SUMS + k * num_classes : _SUMS + (k + 1) * num_classes] for k in range(_ROWS))
         means = {c: w / n for c, (n, w) in enumerate(zip(counts, weights, strict=True)) if n > 0}
-        if num_classes <= self.max_entries:
+        if tasks := self._windows[path].tasks:
+            row.update({f"{name}/task_weight/{tasks[c]}": mean for c, mean in means.items()})
+            row.update({f"{name}/task_loss/{tasks[c]}": losses[c] / counts[c] for c in means})
+        elif num_classes <= self.max_entries:
             row.update({f"{name}/class_weight/{c}": mean for c, mean in means.items()})
         elif means:
             spread = {"min": min(means.values()), "max": max(means.values())}
@@ -258,7 +269,10 @@ class WeightingMonitor(LightningCallback):
         if self.warn_below:
             middle.axhline(self.warn_below, color="0.5", linewidth=0.8, linestyle=":")
         classes = [
-            (name, f"class {name.rsplit('/', 1)[1]}") for name in self._columns() if f"{own}class_weight/" in name
+            (name, label + name.rsplit("/", 1)[1])
+            for kind, label in (("class_weight", "class "), ("task_weight", ""))
+            for name in self._columns()
+            if f"{own}{kind}/" in name
         ]
         self._draw(bottom, [(f"{own}mean_weight", "mean"), *classes])
         bottom.set(ylabel="weight", xlabel="step")

@@ -3,13 +3,14 @@ import math
 import sys
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from lightning_kit import QUIET, loader, module, trainer
 from pytorch_lightning.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 from reweigh.lightning_callbacks import WeightingCallback, WeightingMonitor
-from reweigh.losses import CrossEntropy, FocalLoss, Objective
+from reweigh.losses import CrossEntropy, FocalLoss, MultiTaskLoss, Objective
 from reweigh.weighting import ClassWeight, Focal, InverseClassLoss
 
 pytestmark = QUIET
@@ -194,3 +195,31 @@ def test_many_classes_are_given_by_their_range(tmp_path):
     found = {name.rsplit("/", 1)[1]: value for name, value in row.items() if "loss/class_weight" in name}
     assert found == pytest.approx({"min": 1.0, "mean": 3.0, "max": 6.0})
     assert math.isfinite(row["reweigh/loss/raw_loss"])
+
+
+def test_tasks_have_their_names_and_their_own_units(tmp_path):
+    losses = [(4.0, 100.0), (2.0, 50.0), (1.0, 100.0), (1.0, 50.0)]
+
+    class Tasks(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+            self.loss = MultiTaskLoss(["seg", "depth"], [1.0, 3.0], init="first")
+
+        def training_step(self, batch, batch_idx):
+            seg, depth = losses[batch_idx]
+            return self.loss({"seg": seg * self.scale, "depth": depth * self.scale})
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    monitor = WeightingMonitor(every_n_steps=4)
+    trainer(tmp_path, [monitor], max_epochs=1).fit(Tasks(), DataLoader(range(4)))
+    (row,) = monitor.history()
+    assert row["reweigh/loss/task_weight/seg"] == 1.0
+    assert row["reweigh/loss/task_weight/depth"] == 3.0
+    assert row["reweigh/loss/task_loss/seg"] == 2.0
+    assert row["reweigh/loss/task_loss/depth"] == 75.0
+    assert not any("class_weight" in name for name in row)
+    labels = [line.get_label() for line in monitor.plot().axes[2].get_lines()]
+    assert labels == ["mean", "seg", "depth"]
