@@ -485,6 +485,7 @@ def test_a_validation_that_fails_sends_nothing():
         (lambda: MultiTaskLoss(NAMES)({}, counts={"seg": -1}), ValueError, "counts must be finite and >= 0"),
         (lambda: MultiTaskLoss(NAMES)({}, sample_weight=torch.ones(3)), ValueError, "sample_weight has no place here"),
         (lambda: MultiTaskLoss(NAMES).update("epoch", losses={}), ValueError, "losses= comes with"),
+        (lambda: MultiTaskLoss(NAMES)(torch.ones(3, device="meta")), ValueError, "losses are on meta, .* state on cpu"),
         (lambda: DWA().weigh(TaskLosses(2).terms(torch.ones(2))), ValueError, "number of tasks is not known"),
         (lambda: DWA(num_tasks=3).weigh(TaskLosses(2).terms(torch.ones(2))), ValueError, "one loss per task"),
     ],

@@ -123,6 +123,12 @@ class TaskLosses(Criterion):
         counts, shared = stats.pop("counts", None), stats.pop("shared", None)
         extras = {name: self._vector(name, value) for name, value in stats.items() if value is not None}
         loss, present, missed = self._losses(inputs[0], mask)
+        own = self.get_buffer("first").device
+        if loss.device != own:
+            raise ValueError(
+                f"TaskLosses: losses are on {loss.device}, the objective's state on {own}; "
+                f"move the objective: .to({str(loss.device)!r})"
+            )
         count = self._counts(counts, loss)
         learn = self.training and torch.is_grad_enabled()
         found, share = None, None
