@@ -121,6 +121,18 @@ def test_a_loader_that_fills_in_garbage_leaves_constants_and_fresh_states(whole)
     assert model.loss.weighting.parts()[0].parts()[1].log_scale.requires_grad
 
 
+@pytest.mark.parametrize("assign", [False, True])
+def test_what_torch_itself_loads_arrives(assign):
+    source = trained()
+    with torch.device("meta"):
+        model = Model()
+    model.net.to_empty(device="cpu")
+    model.load_state_dict(source.state_dict(), assign=assign)
+    same(dict(model.state_dict()), dict(source.state_dict()))
+    values = torch.tensor([1.0, 2.0], dtype=F64)
+    assert torch.equal(model.loss(values), source.loss(values))
+
+
 def test_afterwards_an_assignment_is_an_assignment():
     with torch.device("meta"):
         loss = MultiTaskLoss(["a", "b"], Uncertainty())

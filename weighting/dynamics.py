@@ -260,9 +260,11 @@ class Dynamic(Configured, nn.Module, metaclass=_Built):
                 "starting fresh",
                 stacklevel=2,
             )
+        waiting, self._placeholders = self._placeholders, False  # with assign=True torch assigns what it loads
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+        self._placeholders = waiting
 
 
 def dynamics(root: nn.Module) -> Iterator[Dynamic]:
