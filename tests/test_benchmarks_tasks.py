@@ -49,7 +49,7 @@ def test_runs_repeat_bit_by_bit_and_single_models_are_the_measure(tiny):
 
 
 def test_methods_share_data_batches_and_initial_network(tiny, monkeypatch):
-    from reweigh.benchmarks.suites.pairs import Pairs
+    from reweigh.benchmarks.suites.two_digits import Pairs
 
     seen = {}
 

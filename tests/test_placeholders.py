@@ -133,10 +133,11 @@ def test_what_torch_itself_loads_arrives(assign):
     assert torch.equal(model.loss(values), source.loss(values))
 
 
-def test_afterwards_an_assignment_is_an_assignment():
+@pytest.mark.parametrize("end", [lambda loss: loss.eval(), lambda loss: loss.update("step")])
+def test_afterwards_an_assignment_is_an_assignment(end):
     with torch.device("meta"):
         loss = MultiTaskLoss(["a", "b"], Uncertainty())
-    loss.eval()
+    end(loss)
     loss.weighting.log_scale = nn.Parameter(torch.ones(2))
     assert loss.weighting.log_scale.tolist() == [1.0, 1.0]
 

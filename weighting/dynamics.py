@@ -148,6 +148,7 @@ class Dynamic(Configured, nn.Module, metaclass=_Built):
         if event == "forward":  # never indexed, and inside compiled code: tensors only
             self.get_buffer("clock")[0].add_(1)
             return
+        self._placeholders = False  # whoever loads has finished
         done = self.completed(event) + 1 if index is None else index + 1
         if self._ticks is not None:
             self._ticks[_COUNTED.index(event)] = done

@@ -182,7 +182,7 @@ class _PairsTrial(Trial):
 
         from reweigh.lightning_callbacks import ValidationProbe, WeightingCallback
 
-        from .pairs import Pairs, TwoDigits
+        from .two_digits import Pairs, TwoDigits
         from .training import reproducible, train
 
         options = dict(self.suite.training)
