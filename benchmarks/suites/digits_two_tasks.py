@@ -182,8 +182,8 @@ class _PairsTrial(Trial):
 
         from reweigh.lightning_callbacks import ValidationProbe, WeightingCallback
 
-        from .two_digits import Pairs, TwoDigits
         from .training import reproducible, train
+        from .two_digits import Pairs, TwoDigits
 
         options = dict(self.suite.training)
         callbacks: list[Any] = [WeightingCallback()]
