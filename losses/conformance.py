@@ -124,11 +124,15 @@ def check_criterion(criterion: Criterion) -> None:
     require_close(kept.loss[mask], terms.loss[mask], "the mask leaves other losses alone", criterion)
 
 
-def _meta(objective: Objective, size: int = SIZE) -> dict[str, Tensor]:
-    """Groups and indices, which any objective with terms per sample accepts."""
+def example_meta(objective: Objective, size: int = SIZE) -> dict[str, Tensor]:
+    """What a call brings: groups and indices, and what the weightings ask for."""
     if _innermost(objective).pools:
         return {}
-    return {"group": torch.arange(size) % 3, "index": torch.arange(size)}
+    stats: dict[str, Tensor] = {}
+    for part in objective.modules():
+        if isinstance(part, Objective) and part.weighting is not None:
+            stats |= part.weighting.example_stats(size)
+    return {"group": torch.arange(size) % 3, "index": torch.arange(size), **stats}
 
 
 def _total(value: Tensor) -> Tensor:
@@ -152,9 +156,9 @@ def check_value(objective: Objective) -> None:
     inputs = objective.example_inputs(SIZE)
     before = [value.clone() if isinstance(value, Tensor) else value for value in inputs]
     with torch.no_grad():
-        objective(*inputs, **_meta(objective))
+        objective(*inputs, **example_meta(objective))
         require(not torch.is_grad_enabled(), "the grad mode is left alone", objective)
-    value, grad = _grad(objective, inputs, **_meta(objective))
+    value, grad = _grad(objective, inputs, **example_meta(objective))
     require(bool(torch.isfinite(value).all()), "the loss is finite", objective)
     require(value.ndim == 0 or objective.reduction.name == "none", "the loss is a scalar", objective)
     require(bool(torch.isfinite(grad).all()) and bool((grad != 0).any()), "there is a gradient", objective)
@@ -166,7 +170,7 @@ def check_gradient(objective: Objective) -> None:
     """The gradient is right: float64 gradcheck; with detached weights, that of the same weights as constants."""
     objective.eval()
     inputs = objective.example_inputs(5)
-    meta = _meta(objective, 5)
+    meta = example_meta(objective, 5)
     nested = isinstance(objective.criterion, Objective)
     if objective.weighting is not None and objective.weighting.detached and not nested:
         with torch.no_grad():
@@ -192,11 +196,11 @@ def check_masked_means_removed(objective: Objective) -> None:
     if _innermost(objective).slots:
         _check_empty_slots(objective, inputs[0], keep)
         return
-    value, grad = _grad(objective, _pick(inputs, keep), **{k: v[keep] for k, v in _meta(objective).items()})
+    value, grad = _grad(objective, _pick(inputs, keep), **{k: v[keep] for k, v in example_meta(objective).items()})
     for garbage in (float("nan"), float("inf"), 1e4):
         dirty = (inputs[0].clone(), *inputs[1:])
         dirty[0][~keep] = garbage
-        masked_value, masked_grad = _grad(objective, dirty, mask=keep, **_meta(objective))
+        masked_value, masked_grad = _grad(objective, dirty, mask=keep, **example_meta(objective))
         per_sample = not _innermost(objective).pools
         if masked_value.ndim and per_sample:
             require(bool((masked_value[~keep] == 0).all()), "masked losses are exactly 0", objective)
@@ -206,7 +210,7 @@ def check_masked_means_removed(objective: Objective) -> None:
         require_close(masked_value, value, f"masked means removed (value, {garbage} there)", objective)
         require_close(masked_grad[keep], grad, f"masked means removed (gradient, {garbage} there)", objective)
         require(bool((masked_grad[~keep] == 0).all()), "no gradient at masked places", objective)
-        weights = objective.weights(*dirty, mask=keep, **_meta(objective))
+        weights = objective.weights(*dirty, mask=keep, **example_meta(objective))
         require(not per_sample or bool((weights[~keep] == 0).all()), "masked weights are 0", objective)
 
 
@@ -229,8 +233,8 @@ def check_weight_means_duplication(objective: Objective) -> None:
     objective.eval()
     inputs, times = objective.example_inputs(SIZE), torch.tensor([1, 2, 0, 3, 1, 1, 2, 0])
     rows = torch.arange(SIZE).repeat_interleave(times)
-    copied = objective(*_pick(inputs, rows), **{name: value[rows] for name, value in _meta(objective).items()})
-    counted = objective(*inputs, sample_weight=times.double(), **_meta(objective))
+    copied = objective(*_pick(inputs, rows), **{name: value[rows] for name, value in example_meta(objective).items()})
+    counted = objective(*inputs, sample_weight=times.double(), **example_meta(objective))
     require_close(_total(counted), _total(copied), "integer sample_weight means duplication", objective)
 
 
@@ -238,9 +242,9 @@ def check_nothing_counts(objective: Objective) -> None:
     """An empty batch and one that is masked throughout give 0 with a connected zero gradient."""
     full = objective.example_inputs(SIZE)
     nothing = torch.zeros(SIZE, dtype=torch.bool)
-    cases = [(full, {"mask": nothing, **_meta(objective)})]
+    cases = [(full, {"mask": nothing, **example_meta(objective)})]
     if not _innermost(objective).slots:
-        cases.append((_pick(full, nothing), _meta(objective, 0)))
+        cases.append((_pick(full, nothing), example_meta(objective, 0)))
     for inputs, meta in cases:
         value, grad = _grad(objective, inputs, **meta)
         require(bool((value == 0).all()), "nothing that counts gives 0", objective)
@@ -259,7 +263,7 @@ def check_accumulation(objective: Objective) -> None:
     if weighting is not None and not weighting.detached and objective.reduction.name == "weighted_mean":
         return  # gradient flows through the denominator, so no constant can stand for it
     objective.eval()
-    inputs, meta = objective.example_inputs(SIZE), _meta(objective)
+    inputs, meta = objective.example_inputs(SIZE), example_meta(objective)
     _, count = objective.parts(*inputs, **meta)
     value, grad = _grad(objective, inputs, **meta)
     for size in (1, 2, 4):
@@ -280,7 +284,7 @@ def check_extremes(objective: Objective) -> None:
         for scale in (0.0, 30.0, 1e3, 1e4):
             inputs = objective.example_inputs(SIZE, dtype=dtype)
             large = (inputs[0].sign() * scale, *inputs[1:])
-            value, grad = _grad(objective, large, **_meta(objective))
+            value, grad = _grad(objective, large, **example_meta(objective))
             require(bool(torch.isfinite(value).all()), f"finite loss at {scale:g} in {dtype}", objective)
             require(bool(torch.isfinite(grad).all()), f"finite gradient at {scale:g} in {dtype}", objective)
             require(value.dtype in (torch.float32, torch.float64), "the loss is at least float32", objective)
@@ -307,7 +311,7 @@ def check_kinds_of_input(objective: Objective, *, every: bool = False) -> None:
                 continue  # its tables are for the classes of the usual inputs
             batched = terms.fold(terms.loss).ndim > 0
             rows = torch.arange(inputs[0].shape[0])
-            given = _meta(objective, len(rows)) if batched else {}
+            given = example_meta(objective, len(rows)) if batched else {}
             metas: list[dict[str, Tensor]] = [{}]
             if batched:
                 metas += [{"mask": rows % 3 != 1}, {"sample_weight": rows % 4 / 2.0}]
@@ -332,7 +336,7 @@ def check_evaluation_is_pure(objective: Objective) -> None:
     inputs = objective.example_inputs(SIZE)
     objective.eval()
     before = {name: value.clone() for name, value in objective.state_dict().items()}
-    first, second = objective(*inputs, **_meta(objective)), objective(*inputs, **_meta(objective))
+    first, second = objective(*inputs, **example_meta(objective)), objective(*inputs, **example_meta(objective))
     require(torch.equal(first, second), "evaluation gives the same twice", objective)
     objective.update("step")
     objective.eval()
@@ -345,8 +349,10 @@ def check_evaluation_is_pure(objective: Objective) -> None:
         part.reset()
     fresh = ready(fresh)
     if not any(part.update_on == "forward" for part in dynamics(fresh)):
-        trained = fresh.train()(*inputs, **_meta(objective))
-        require_close(trained, fresh.eval()(*inputs, **_meta(objective)), "training and evaluation agree", objective)
+        trained = fresh.train()(*inputs, **example_meta(objective))
+        require_close(
+            trained, fresh.eval()(*inputs, **example_meta(objective)), "training and evaluation agree", objective
+        )
 
 
 def check_introspection(objective: Objective) -> None:
@@ -354,12 +360,18 @@ def check_introspection(objective: Objective) -> None:
     inputs = objective.example_inputs(SIZE)
     before = {name: value.clone() for name, value in objective.state_dict().items()}
     objective.eval()
-    weights, parts = objective.weights(*inputs, **_meta(objective)), objective.components(*inputs, **_meta(objective))
+    weights, parts = (
+        objective.weights(*inputs, **example_meta(objective)),
+        objective.components(*inputs, **example_meta(objective)),
+    )
     require_close(
-        parts.weighted, _total(objective(*inputs, **_meta(objective))), "components give the call's value", objective
+        parts.weighted,
+        _total(objective(*inputs, **example_meta(objective))),
+        "components give the call's value",
+        objective,
     )
     objective.train()
-    objective.weights(*inputs, **_meta(objective))
+    objective.weights(*inputs, **example_meta(objective))
     objective.update("step")
     for name, value in objective.state_dict().items():
         require(name.endswith("clock") or torch.equal(value, before[name]), f"weights leaves {name!r} alone", objective)
@@ -374,7 +386,7 @@ def check_introspection(objective: Objective) -> None:
 def _train(objective: Objective, start: int, stop: int) -> list[Tensor]:
     values = []
     for step in range(start, stop):
-        values.append(objective(*objective.example_inputs(SIZE, seed=step), **_meta(objective)).detach().clone())
+        values.append(objective(*objective.example_inputs(SIZE, seed=step), **example_meta(objective)).detach().clone())
         objective.update("step", index=step)
         if step % 2:
             objective.update("epoch", index=step // 2)
@@ -402,14 +414,16 @@ def check_copies(objective: Objective) -> None:
 
     inputs = objective.example_inputs(SIZE)
     objective.eval()
-    expected = objective(*inputs, **_meta(objective))
+    expected = objective(*inputs, **example_meta(objective))
     for clone in (copy.deepcopy(objective), pickled(objective)):
-        require(torch.equal(clone(*inputs, **_meta(objective)), expected), "copies give the same loss", objective)
+        require(
+            torch.equal(clone(*inputs, **example_meta(objective)), expected), "copies give the same loss", objective
+        )
     if "<" not in repr(objective) and type(objective).__module__.startswith("reweigh."):
         rebuilt = ready(eval(repr(objective), {name: getattr(reweigh, name) for name in reweigh.__all__}))
         require(repr(rebuilt) == repr(objective), "repr rebuilds the same repr", objective)
         require(
-            torch.equal(rebuilt.eval()(*inputs, **_meta(objective)), expected),
+            torch.equal(rebuilt.eval()(*inputs, **example_meta(objective)), expected),
             "eval(repr(x)) is the same loss",
             objective,
         )
@@ -418,7 +432,7 @@ def check_copies(objective: Objective) -> None:
 def check_reads_nothing_back(objective: Objective) -> None:
     """Training reads no value back from a device: it runs on tensors that have none."""
     inputs = [value.to("meta") if isinstance(value, Tensor) else value for value in objective.example_inputs(SIZE)]
-    meta = {name: value.to("meta") for name, value in _meta(objective).items()}
+    meta = {name: value.to("meta") for name, value in example_meta(objective).items()}
     objective.train().to("meta")
     try:
         value, grad = _grad(objective, tuple(inputs), **meta)
@@ -432,10 +446,12 @@ def check_functional_transforms(objective: Objective) -> None:
     objective.eval()
     batches = [objective.example_inputs(SIZE, seed=seed) for seed in range(2)]
     stacked = [torch.stack(values) for values in zip(*batches, strict=True)]
-    slope = torch.func.grad(lambda first, *rest: _total(objective(first, *rest, **_meta(objective))))
+    slope = torch.func.grad(lambda first, *rest: _total(objective(first, *rest, **example_meta(objective))))
     found = torch.func.vmap(slope)(*stacked)
     for row, inputs in zip(found, batches, strict=True):
-        require_close(row, _grad(objective, inputs, **_meta(objective))[1], "vmap of grad equals a loop", objective)
+        require_close(
+            row, _grad(objective, inputs, **example_meta(objective))[1], "vmap of grad equals a loop", objective
+        )
 
 
 def check_compile(objective: Objective) -> None:
@@ -446,10 +462,10 @@ def check_compile(objective: Objective) -> None:
     compiled = torch.compile(objective, fullgraph=True, backend="aot_eager")
     for step in range(3):
         inputs = objective.example_inputs(SIZE, seed=step)
-        wanted, slope = _grad(plain, inputs, **_meta(objective))
+        wanted, slope = _grad(plain, inputs, **example_meta(objective))
         with torch._dynamo.config.patch(error_on_recompile=step > 0):
             first = inputs[0].detach().clone().requires_grad_()
-            value = compiled(first, *inputs[1:], **_meta(objective))
+            value = compiled(first, *inputs[1:], **example_meta(objective))
             (grad,) = torch.autograd.grad(_total(value), first)
         require_close(value, wanted, "torch.compile gives the same value", objective, tol=1e-10)
         require_close(grad, slope, "torch.compile gives the same gradient", objective, tol=1e-10)

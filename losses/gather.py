@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,19 +10,7 @@ from torch import Tensor
 
 from reweigh.weighting.config import owner_name
 from reweigh.weighting.dynamics import communicates
-
-
-class Shard(NamedTuple):
-    """How the joined batch lies on the ranks."""
-
-    sizes: tuple[int, ...]
-    rank: int
-
-    @property
-    def rows(self) -> tuple[int, int]:
-        """First and one past the last of this rank's samples."""
-        start = sum(self.sizes[: self.rank])
-        return start, start + self.sizes[self.rank]
+from reweigh.weighting.ranks import Shard, collect, shards
 
 
 class _Join(torch.autograd.Function):
@@ -32,7 +19,7 @@ class _Join(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, shard: Shard) -> Tensor:
         ctx.rows = shard.rows
-        return _collect(value, shard)
+        return collect(value, shard)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Any:
@@ -41,17 +28,6 @@ class _Join(torch.autograd.Function):
             dist.all_reduce(slope)
         start, stop = ctx.rows
         return slope[start:stop], None
-
-
-def _collect(value: Tensor, shard: Shard) -> Tensor:
-    most = max(shard.sizes)
-    if most == 0 or value.shape[1:].numel() == 0:
-        return value.new_empty(sum(shard.sizes), *value.shape[1:])
-    padded = value.new_zeros(most, *value.shape[1:])
-    padded[: value.shape[0]] = value
-    parts = [torch.empty_like(padded) for _ in shard.sizes]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:size] for part, size in zip(parts, shard.sizes, strict=True)])
 
 
 def join(value: Tensor, shard: Shard) -> Tensor:
@@ -89,20 +65,10 @@ def join_samples(
     about = [f"embeddings {points.dtype}{' with gradient' if points.requires_grad and torch.is_grad_enabled() else ''}"]
     about += [f"{name} {value.dtype}" for name, value in given.items() if value is not None]
     mine = ", ".join([f"width {points.shape[1]}", *about]).replace("torch.", "")
-    header = torch.tensor([size, zlib.crc32(mine.encode())], device=points.device)
-    headers = [torch.empty_like(header) for _ in range(dist.get_world_size())]
-    dist.all_gather(headers, header)
-    found = torch.stack(headers).tolist()
-    others = [rank for rank, row in enumerate(found) if row[1] != int(header[1])]
-    if others:
-        raise ValueError(
-            f"{owner_name(owner)}: all ranks must give the same kinds of inputs; rank {dist.get_rank()} gives {mine}, "
-            f"other than rank {', '.join(map(str, others))}"
-        )
-    shard = Shard(tuple(row[0] for row in found), dist.get_rank())
+    (shard,) = shards(owner, [size], mine, points.device)
     out: dict[str, Tensor | None] = dict.fromkeys(given)
     if columns:
-        packed = _collect(torch.stack(columns, 1), shard)
+        packed = collect(torch.stack(columns, 1), shard)
         for name, column in zip(names, packed.unbind(1), strict=True):
             value = given[name]
             if value is not None:

@@ -379,7 +379,7 @@ def _observes(module: Dynamic) -> bool:
     if not isinstance(module, Weighting):
         return False
     own = type(module).observe is not Weighting.observe and not is_node(module)
-    return own or bool(module._pending) or module.update_on == "forward"
+    return own or bool(module._pending or module._rows) or module.update_on == "forward"
 
 
 def _needy(weighting: Weighting | None, name: str) -> str:

@@ -34,7 +34,7 @@ from reweigh.weighting import (
     PositiveBalance,
     Weighting,
 )
-from reweigh.weighting.conformance import TERMS, check_weighting, ready, weighting_checks
+from reweigh.weighting.conformance import TERMS, check_weighting, ready, terms_for, weighting_checks
 
 
 def examples(registry):
@@ -48,7 +48,8 @@ def examples(registry):
 @pytest.mark.parametrize("check", weighting_checks(), ids=lambda check: check.__name__)
 @pytest.mark.parametrize(("name", "example"), examples(weighting.registry))
 def test_weighting(name, example, check):
-    check(ready(weighting.create(name, **example)), TERMS[weighting.registry.record(name).acts_on])
+    made = ready(weighting.create(name, **example))
+    check(made, terms_for(made, TERMS[weighting.registry.record(name).acts_on]))
 
 
 @pytest.mark.parametrize("check", objective_checks(), ids=lambda check: check.__name__)

@@ -10,8 +10,8 @@ import torch
 
 from reweigh import losses, weighting
 from reweigh.losses import Objective
-from reweigh.losses.conformance import CRITERION_FOR
-from reweigh.weighting.conformance import TERMS, ready, train
+from reweigh.losses.conformance import CRITERION_FOR, example_meta
+from reweigh.weighting.conformance import TERMS, ready, terms_for, train
 
 REFERENCES = Path(__file__).parent / "references"
 HEADINGS = [
@@ -42,8 +42,9 @@ def reference(name):
 def test_weighting_equals_its_reference(name):
     record = weighting.registry.record(name)
     for example in record.examples:
-        batches = [TERMS[record.acts_on](seed) for seed in range(5)]
-        found = train(ready(weighting.create(name, **example)), batches)
+        made = ready(weighting.create(name, **example))
+        batches = [terms_for(made, TERMS[record.acts_on])(seed) for seed in range(5)]
+        found = train(made, batches)
         rows = [
             [
                 {
@@ -51,6 +52,8 @@ def test_weighting_equals_its_reference(name):
                     "p": None if terms.log_pt is None else terms.log_pt[i].exp().item(),
                     "target": None if terms.target is None else terms.target[i].item(),
                     "score": None if terms.score is None else terms.score[i].item(),
+                    "group": None if terms.group is None else terms.group[i].item(),
+                    "index": None if terms.index is None else terms.index[i].item(),
                     "category": 0 if terms.category is None else int(terms.category[i]),
                     **{name: value[i].item() for name, value in (terms.extras or {}).items()},
                 }
@@ -68,8 +71,11 @@ def test_objective_equals_its_reference(name):
         objective = losses.create(name, **example)
         for seed in range(3):
             inputs = objective.example_inputs(seed=seed)
-            wanted = reference(name).loss(*(value.tolist() for value in inputs), **example)
-            torch.testing.assert_close(objective(*inputs).item(), wanted, rtol=1e-10, atol=1e-12)
+            meta = example_meta(objective)
+            naive = reference(name)
+            more = {key: meta[key].tolist() for key in getattr(naive, "META", ())}  # what its formula reads of the call
+            wanted = naive.loss(*(value.tolist() for value in inputs), **more, **example)
+            torch.testing.assert_close(objective(*inputs, **meta).item(), wanted, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(("registry", "name"), METHODS, ids=IDS)
@@ -107,7 +113,8 @@ def test_neutral_arguments_leave_the_loss_alone(registry, name):
     bare = Objective(built.criterion)
     for seed in range(5):
         inputs = built.example_inputs(seed=seed)
-        torch.testing.assert_close(built(*inputs), bare(*inputs), rtol=1e-10, atol=0)
+        meta = example_meta(built)
+        torch.testing.assert_close(built(*inputs, **meta), bare(*inputs, **meta), rtol=1e-10, atol=0)
         built.update("step")
 
 

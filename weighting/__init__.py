@@ -8,6 +8,7 @@ from .algebra import (
     Constant,
     Detach,
     Frozen,
+    Gathered,
     InClasses,
     Normalize,
     Pooled,
@@ -29,6 +30,7 @@ from .dynamics import Dynamic, Event, drive, dynamics
 from .frequency import ClassTable, ClassWeight, CountTable, EffectiveNumber, InverseFrequency, PositiveBalance
 from .pair import CirclePacing
 from .region import LossPower, VolumeBalance
+from .sample import SampleTable
 from .schedules import Cosine, Linear, Piecewise, Schedule
 from .tasks import *  # noqa: F403
 from .terms import LossTerms
@@ -53,6 +55,7 @@ __all__ = [
     "Event",
     "Focal",
     "Frozen",
+    "Gathered",
     "HardNegatives",
     "InClasses",
     "InverseClassLoss",
@@ -67,6 +70,7 @@ __all__ = [
     "Power",
     "PowerLawDecay",
     "Product",
+    "SampleTable",
     "Schedule",
     "Scope",
     "Sum",

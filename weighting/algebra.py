@@ -8,15 +8,17 @@ because the batch's number no longer factors out.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
 
 from .base import Scope, Weighting, lookup, tally, widest
 from .config import check_choice, check_whole
+from .dynamics import communicates
+from .ranks import collect, shards
 from .schedules import By, Linear, Schedule, check_hyper, value_of
-from .terms import LossTerms
+from .terms import STATISTICS, LossTerms
 
 
 def as_weighting(value: Weighting | float) -> Weighting:
@@ -44,6 +46,12 @@ class _Node(Weighting):
         self.exact_gradient = all(operand.exact_gradient for operand in operands) and (self.detached or not constant)
         self.feeds = frozenset().union(*(operand.feeds for operand in operands))
         self.operands = torch.nn.ModuleList(operands)
+
+    def example_stats(self, batch: int = 8, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for part in self.parts():
+            found |= part.example_stats(batch, seed=seed, dtype=dtype)
+        return found
 
     def parts(self) -> list[Weighting]:
         """The operands, typed."""
@@ -426,6 +434,58 @@ class EMA(_Node):
 
 
 @final
+class Gathered(_Node):
+    """``a.gathered()``: weights that the joined batch of all ranks gets, for weightings that compare terms.
+
+    With several processes, a softmax over losses, a quantile or a mean over a group is then that of the whole batch,
+    and the averaged gradient is that of one process on it (with equal numbers of terms; otherwise pass ``num_items=``
+    or use an :class:`~reweigh.losses.Accumulator`). Two messages per training forward; every rank must take part in
+    each, an empty batch included. Elsewhere (one process, evaluation, without gradient) it is the base itself.
+
+    Args:
+        base: Weights without gradient.
+
+    Raises:
+        TypeError: If the base's weights carry gradient.
+        ValueError: On every rank, if terms of ranks differ in what they hold or in more than their number of samples.
+    """
+
+    def __init__(self, base: Weighting | float) -> None:
+        super().__init__([as_weighting(base)])
+        if not self.base.detached:
+            raise TypeError(f"Gathered: base must be detached, because gradient stays on its rank; got {self.base!r}")
+        self.scope = "global"
+
+    def weigh(self, terms: LossTerms) -> Tensor:
+        if not (self.training and torch.is_grad_enabled() and communicates("auto")) or terms.loss.ndim == 0:
+            return self.base.weigh(terms)
+        joined, (start, stop) = joined_terms(self, terms)
+        return self.base.weigh(joined).expand_as(joined.loss)[start:stop]
+
+
+def joined_terms(owner: object, terms: LossTerms) -> tuple[LossTerms, tuple[int, int]]:
+    """The terms of all ranks in rank order, as constants, and where this rank's are. Every rank must call it."""
+    terms = terms.detach()
+    if terms.mask is None:  # whether all of a rank's terms count must not decide what it sends
+        terms = terms._replace(mask=torch.ones_like(terms.loss, dtype=torch.bool))
+    size, extras = terms.loss.shape[0], dict(terms.extras or {})
+    named = {name: value for name in sorted(STATISTICS) if (value := terms.find(name)) is not None}
+    parts = [*named.values(), *(extras[name] for name in sorted(extras))]
+    kinds = [*named, *sorted(extras)]
+    about = ", ".join(f"{kind} {tuple(part.shape[1:])} {part.dtype}" for kind, part in zip(kinds, parts, strict=True))
+    (shard,) = shards(owner, [size], about.replace("torch.", ""), terms.loss.device)
+    flat = torch.cat([part.reshape(size, part.shape[1:].numel()).double() for part in parts], 1)
+    whole = collect(flat, shard)
+    found: list[Tensor] = []
+    widths = [part.shape[1:].numel() for part in parts]
+    for part, piece in zip(parts, torch.split(whole, widths, 1), strict=True):
+        found.append(piece.reshape(len(whole), *part.shape[1:]).to(part.dtype))
+    fields: dict[str, Any] = dict(zip(named, found, strict=False))
+    more = dict(zip(sorted(extras), found[len(named) :], strict=True)) or None
+    return terms._replace(**fields, extras=more), shard.rows
+
+
+@final
 class Frozen(_Node):
     """``a.frozen()``: the same weights, but no event reaches them and nothing is learned any more."""
 
@@ -469,7 +529,7 @@ def sum_over(over: str, value: Tensor, terms: LossTerms, owner: object) -> Tenso
 
 
 def segment_sum(value: Tensor, key: Tensor) -> Tensor:
-    """For each entry the sum of ``value`` over the entries with the same ``key``; both ``(N,)``, any integer keys."""
+    """For each row the sum of ``value (N, ...)`` over the rows with the same ``key (N,)``; keys are any integers."""
     first = torch.searchsorted(key.sort().values, key.contiguous())  # one slot per distinct key
     slots = torch.zeros_like(value).index_add(0, first, value)
     return slots[first]

@@ -66,6 +66,10 @@ class Weighting(Dynamic, ABC):
     def observe_after(self, terms: LossTerms) -> None:
         """The same for terms of the step's own data after the optimizer has stepped, before the ``step`` event."""
 
+    def example_stats(self, batch: int = 8, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+        """Random values, ``(batch,)``, of what the call has to bring beside group and index, for the suite."""
+        return {}
+
     def summary(self) -> dict[str, Tensor]:
         """Numbers a logger may plot, by name: 0-d or 1-d tensors."""
         return {}
@@ -149,6 +153,12 @@ class Weighting(Dynamic, ABC):
         from .algebra import EMA
 
         return EMA(self, beta, num_slots=num_slots, by=by)
+
+    def gathered(self) -> algebra.Gathered:
+        """Weigh the joined batch of all ranks, in training."""
+        from .algebra import Gathered
+
+        return Gathered(self)
 
     def frozen(self) -> algebra.Frozen:
         """Stop learning: same weights, no more events, no gradient into learned parameters."""

@@ -120,6 +120,17 @@ TERMS: dict[str, TermsMaker] = {
 """Makers of example terms by what a method acts on (``Method.acts_on``)."""
 
 
+def terms_for(weighting: Weighting, make: TermsMaker) -> TermsMaker:
+    """The maker's terms together with what the weighting wants of a call (:meth:`Weighting.example_stats`)."""
+
+    def made(seed: int) -> LossTerms:
+        terms = make(seed)
+        stats = weighting.example_stats(terms.loss.shape[0], seed=seed, dtype=terms.loss.dtype)
+        return terms._replace(extras={**(terms.extras or {}), **stats}) if stats else terms
+
+    return made
+
+
 def each(terms: LossTerms, change: Callable[[Tensor], Tensor]) -> LossTerms:
     """The terms with ``change`` applied to every tensor."""
     extras = None if terms.extras is None else {name: change(value) for name, value in terms.extras.items()}
@@ -136,6 +147,8 @@ def masked(terms: LossTerms, mask: Tensor) -> LossTerms:
         out = out._replace(log_qt=mask_out(terms.log_qt, mask, NEUTRAL_LOG_PT))
     if terms.category is not None:
         out = out._replace(category=terms.category.masked_fill(~mask, 0))
+    if terms.group is not None:
+        out = out._replace(group=terms.group.masked_fill(~mask, 0))
     return out
 
 
@@ -205,7 +218,7 @@ def check_weighting(weighting: Weighting, *, terms: TermsMaker = example_terms) 
         AssertionError: Naming the first promise that does not hold.
     """
     for check in weighting_checks():
-        check(ready(weighting), terms)
+        check(ready(weighting), terms_for(weighting, terms))
 
 
 def check_weights_are_valid(weighting: Weighting, make: TermsMaker) -> None:

@@ -4,10 +4,11 @@ Two kinds of numbers live in a :class:`Dynamic`:
 
 - **state** (:meth:`Dynamic.add_state`): a buffer, equal on all ranks, saved, float64 or int64 whatever the model's
   dtype;
-- **pending sums** (:meth:`Dynamic.add_pending`): what this rank has seen since the last commit. Neither buffer (DDP's
-  buffer broadcast would overwrite it) nor saved.
+- **pending sums** (:meth:`Dynamic.add_pending`) and **rows** (:meth:`Dynamic.add_rows`): what this rank has seen since
+  the last commit. Neither buffer (DDP's buffer broadcast would overwrite it) nor saved.
 
-:func:`drive` turns the second into the first: one packed all-reduce for every module at once, then each commits.
+:func:`drive` turns the second into the first: one packed all-reduce of the sums of every module at once (and messages
+that join their rows, where there are any), then each commits.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .config import Configured, check_choice, check_whole
+from .ranks import Shard, collect, shards
 
 Event = Literal["never", "fit", "forward", "step", "epoch", "validation"]
 """When state changes. ``fit`` comes before training, ``forward`` inside the call, the rest after what they name."""
@@ -31,6 +33,8 @@ Sync = Literal["auto"] | Callable[[Tensor], Tensor] | None
 
 EVENTS: tuple[Event, ...] = get_args(Event)
 _COUNTED: tuple[Event, ...] = ("forward", "step", "epoch", "validation")
+_MOST_WAITING = 10_000
+"""Forwards whose rows may wait for a commit; more than that means that nobody sends events."""
 
 
 class _Built(ABCMeta):
@@ -66,6 +70,8 @@ class Dynamic(Configured, nn.Module, metaclass=_Built):
         super().__init__()
         self._pending: dict[str, Tensor] = {}
         self._pending_on: dict[str, Event] = {}
+        self._rows: dict[str, list[Tensor]] = {}
+        self._widths: dict[str, int] = {}
         self._exact: set[str] = set()
         self._tables: dict[str, Tensor] = {}
         self._placeholders = False
@@ -92,6 +98,17 @@ class Dynamic(Configured, nn.Module, metaclass=_Built):
         It is committed at every step (and at the event that this module lives on), or only at the event ``on``.
         """
         self._pending[name] = torch.zeros(shape, dtype=torch.float64)
+        if on is not None:
+            self._pending_on[name] = on
+        self.track_events()
+
+    def add_rows(self, name: str, width: int, *, on: Event | None = None) -> None:
+        """Declare float64 rows that this rank collects between commits, any number of them.
+
+        They are committed when sums are, as ``(N, width)``: those of all ranks, in the order of ranks.
+        """
+        self._rows[name] = []
+        self._widths[name] = width
         if on is not None:
             self._pending_on[name] = on
         self.track_events()
@@ -134,13 +151,13 @@ class Dynamic(Configured, nn.Module, metaclass=_Built):
         return self.tracks_events and (event == "fit" or index is None or index >= self.completed(event))
 
     def _collects(self, event: Event) -> list[str]:
-        """Names of the pending sums that an event commits."""
+        """Names of the pending sums and rows that an event commits."""
         # in mid-accumulation an epoch or validation is no step, except for what lives on it
         usual = event in ("step", "forward", self.update_on)
         apart = self._pending_on
         if not apart:
-            return [*self._pending] if usual else []
-        return [name for name in self._pending if (apart[name] == event if name in apart else usual)]
+            return [*self._pending, *self._rows] if usual else []
+        return [name for name in (*self._pending, *self._rows) if (apart[name] == event if name in apart else usual)]
 
     def _tick(self, event: Event, index: int | None) -> None:
         if event == "fit":
@@ -165,16 +182,31 @@ class Dynamic(Configured, nn.Module, metaclass=_Built):
             pending = self._pending[name] = moved
         pending.add_(value.detach().to(pending.dtype))
 
+    def collect(self, name: str, rows: Tensor) -> None:
+        """Add ``(n, width)`` pending rows, on this rank only, without communication."""
+        waiting = self._rows[name]
+        if len(waiting) >= _MOST_WAITING:
+            warnings.warn(
+                f"{type(self).__name__}: {_MOST_WAITING} training forwards without an update('step'); what they saw "
+                "is dropped. Send events (or attach WeightingCallback), or call eval() where nothing is trained",
+                stacklevel=2,
+            )
+            waiting.clear()
+        waiting.append(rows.detach().double())
+
     def commit(self, sums: dict[str, Tensor]) -> None:
-        """Take the pending sums of all ranks into the state. ``sums`` are this module's own copies."""
+        """Take what was pending on all ranks into the state. ``sums`` (and rows) are this module's own copies."""
 
     def refresh(self, event: Event, **signals: Any) -> None:
         """React to an event, after what was pending has been committed."""
 
     def discard(self, names: Iterable[str] | None = None) -> None:
         """Drop what this rank has seen since the last commit (some sums, or all), as after steps that were undone."""
-        for name in self._pending if names is None else names:
-            self._pending[name].zero_()
+        for name in (*self._pending, *self._rows) if names is None else names:
+            if name in self._rows:
+                self._rows[name].clear()
+            else:
+                self._pending[name].zero_()
 
     def reset(self) -> None:
         """Forget what was learned from the data: events, sums and (in subclasses) state."""
@@ -212,6 +244,8 @@ class Dynamic(Configured, nn.Module, metaclass=_Built):
             )
         for name, pending in self._pending.items():
             self._pending[name] = pending.to(fn(torch.zeros(0, device=pending.device)).device)
+        for waiting in self._rows.values():
+            waiting[:] = [rows.to(fn(torch.zeros(0, device=rows.device)).device) for rows in waiting]
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -308,11 +342,23 @@ def drive(modules: Iterable[Dynamic], event: Event, *, index: int | None = None,
 
 
 def _gather(modules: list[tuple[Dynamic, list[str]]]) -> list[dict[str, Tensor]]:
-    """This rank's named pending sums of each module, added over all ranks; one communication per kind of ``sync``."""
-    local = [{name: module._pending[name].clone() for name in names} for module, names in modules]
+    """What waits on all ranks under each module's names; one communication per kind of ``sync``, and two for rows."""
+    local: list[dict[str, Tensor]] = []
     packs: dict[Sync, list[tuple[dict[str, Tensor], str]]] = {}
-    for (module, _), sums in zip(modules, local, strict=True):
-        packs.setdefault(module.sync, []).extend((sums, name) for name in sums)
+    joining: list[tuple[dict[str, Tensor], str]] = []
+    for module, names in modules:
+        found: dict[str, Tensor] = {}
+        local.append(found)
+        for name in names:
+            if name in module._rows:
+                found[name] = _stacked(module, name)
+                if communicates(module.sync):
+                    if module.sync != "auto":
+                        raise TypeError(f"{type(module).__name__}: rows need sync 'auto' or None, got {module.sync!r}")
+                    joining.append((found, name))
+            else:
+                found[name] = module._pending[name].clone()
+                packs.setdefault(module.sync, []).append((found, name))
     for sync, slots in packs.items():
         if not communicates(sync):
             continue
@@ -320,7 +366,40 @@ def _gather(modules: list[tuple[Dynamic, list[str]]]) -> list[dict[str, Tensor]]
         parts = torch.split(flat, [sums[name].numel() for sums, name in slots])
         for (sums, name), part in zip(slots, parts, strict=True):
             sums[name] = part.reshape(sums[name].shape)
+    _join(joining)
     return local
+
+
+def _stacked(module: Dynamic, name: str) -> Tensor:
+    waiting = module._rows[name]
+    if len(waiting) == 1:
+        return waiting[0].clone()
+    return torch.cat(waiting) if waiting else torch.zeros(0, module._widths[name], dtype=torch.float64)
+
+
+def _join(slots: list[tuple[dict[str, Tensor], str]]) -> None:
+    """Put the rows of all ranks in the place of this rank's."""
+    if not slots:
+        return
+    own = [found[name] for found, name in slots]
+    device = next((rows.device for rows in own if rows.numel()), None)
+    if device is None:  # this rank has seen nothing, and gloo and nccl want to be told where that is
+        device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else own[0].device
+    layout = shards("update", [len(rows) for rows in own], str([rows.shape[1] for rows in own]), device)
+    flat = torch.cat([rows.reshape(-1).to(device) for rows in own])
+    sizes = [
+        sum(part.sizes[rank] * rows.shape[1] for part, rows in zip(layout, own, strict=True))
+        for rank in range(dist.get_world_size())
+    ]
+    everything = collect(flat, Shard(tuple(sizes), dist.get_rank()))
+    found_parts = torch.split(everything, sizes)
+    pieces: list[list[Tensor]] = [[] for _ in own]
+    for rank, part in enumerate(found_parts):
+        lengths = [shard.sizes[rank] * rows.shape[1] for shard, rows in zip(layout, own, strict=True)]
+        for place, piece in enumerate(torch.split(part, lengths)):
+            pieces[place].append(piece.reshape(-1, own[place].shape[1]))
+    for (found, name), joined in zip(slots, pieces, strict=True):
+        found[name] = torch.cat(joined)
 
 
 def communicates(sync: Sync) -> bool:

@@ -16,10 +16,11 @@ from reweigh.weighting.base import Weighting
 from reweigh.weighting.config import check_choice, check_whole, readable
 from reweigh.weighting.dynamics import communicates, dynamics
 from reweigh.weighting.pair import CirclePacing
+from reweigh.weighting.ranks import Shard
 from reweigh.weighting.schedules import Schedule, check_hyper, value_of
 from reweigh.weighting.terms import NEUTRAL_LOG_PT, LossTerms, mask_out
 
-from ..gather import Shard, join, join_samples
+from ..gather import join, join_samples
 from .base import Criterion, _kind, expand_mask, is_index, upcast
 from .tiles import Choice, Law, full_precision, masked_logsumexp, pair_terms, row_sums
 

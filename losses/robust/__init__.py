@@ -1,0 +1,1 @@
+"""Named objectives for noisy labels, hard instances and weak groups."""

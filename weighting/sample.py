@@ -1,0 +1,197 @@
+"""A row of numbers for every training sample, and what is shared by the weightings that keep one."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from .algebra import segment_sum
+from .config import check_number, check_whole, owner_name
+from .dynamics import Dynamic
+from .terms import LossTerms
+
+
+@final
+class SampleTable(Dynamic):
+    r"""Numbers per training sample: ``(num_samples, columns)`` in float32, read and written by index.
+
+    A part of weightings and criteria that remember samples. It is saved with them and copied by them, but it is no
+    buffer: data-parallel wrappers would send it to every rank at every forward. Its owner writes the same rows on
+    every rank, so that it stays equal without.
+
+    Args:
+        num_samples: Length of the data set, up to 10^8 and more.
+        columns: Numbers per sample.
+        fill: What they are at first.
+        device: Where the table stays whatever the module does, such as ``"cpu"`` beside a model on a GPU (then each
+            step waits for the indices). ``None``: it moves with the module.
+        storage: A folder for a memory-mapped file that holds the table instead of memory; the file belongs to this
+            process and vanishes with it, checkpoints hold the numbers. Implies ``device="cpu"``. ``None``: memory.
+
+    Raises:
+        ValueError: When an index is outside ``[0, num_samples)``; on a device torch's own assertion.
+
+    Example:
+        >>> import torch
+        >>> table = SampleTable(4, fill=1.0)
+        >>> table.write(torch.tensor([2]), torch.tensor([[5.0]]))
+        >>> table.read(torch.tensor([1, 2])).flatten().tolist()
+        [1.0, 5.0]
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        columns: int = 1,
+        *,
+        fill: float = 0.0,
+        device: str | None = None,
+        storage: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_samples = check_whole(self, "num_samples", num_samples, low=1)
+        self.columns = check_whole(self, "columns", columns, low=1)
+        self.fill = check_number(self, "fill", fill)
+        if storage is not None and device not in (None, "cpu"):
+            raise ValueError(f"SampleTable: storage keeps the table on the CPU, got device={device!r}")
+        if storage is not None and not Path(storage).is_dir():
+            raise ValueError(f"SampleTable: storage must be an existing folder, got {storage!r}")
+        self.pinned = device is not None or storage is not None
+        if storage is None:
+            self.rows = torch.full((num_samples, columns), self.fill, dtype=torch.float32, device=device)
+        else:
+            self.rows = _mapped(Path(storage), num_samples, columns)
+            self.rows.fill_(self.fill)
+
+    def read(self, index: Tensor, owner: object | None = None) -> Tensor:
+        """``(n, columns)`` float32 rows of ``index (n,)``, on the index's device."""
+        at = index.to(self.rows.device)
+        try:
+            return self.rows.index_select(0, at).to(index.device)
+        except (IndexError, RuntimeError) as error:
+            raise self._explained(error, at, owner) from error
+
+    def write(self, index: Tensor, rows: Tensor, owner: object | None = None) -> None:
+        """Replace the rows of ``index (n,)``; equal indices must bring equal rows."""
+        at = index.to(self.rows.device)
+        try:
+            self.rows.index_copy_(0, at, rows.to(self.rows))
+        except (IndexError, RuntimeError) as error:
+            raise self._explained(error, at, owner) from error
+
+    def _explained(self, error: Exception, at: Tensor, owner: object | None) -> Exception:
+        if at.is_meta or not at.numel():
+            return error
+        low, high = int(at.min()), int(at.max())
+        if low >= 0 and high < self.num_samples:
+            return error
+        return ValueError(
+            f"{owner_name(self if owner is None else owner)}: index must be in [0, {self.num_samples}), the number of "
+            f"samples declared, got {low if low < 0 else high}"
+        )
+
+    def reset(self) -> None:
+        super().reset()
+        self.rows.fill_(self.fill)
+
+    # it travels like state, without being a buffer
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Dynamic:
+        super()._apply(fn, recurse)
+        if not self.pinned:
+            device = fn(torch.zeros(0, device=self.rows.device)).device
+            if device != self.rows.device:
+                fresh = self.rows.is_meta
+                self.rows = torch.empty_like(self.rows, device=device) if fresh else self.rows.to(device)
+                if fresh:
+                    self.rows.fill_(self.fill)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "rows"] = self.rows.detach()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        key = prefix + "rows"
+        saved = state_dict.pop(key, None)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if saved is None:
+            warnings.warn(f"SampleTable: the checkpoint has no {key}; starting fresh", stacklevel=2)
+            return
+        state_dict[key] = saved
+        if saved.shape != self.rows.shape:
+            error_msgs.append(
+                f"SampleTable: {key} in the checkpoint is {tuple(saved.shape)}, but {tuple(self.rows.shape)} "
+                "(num_samples, columns) was declared"
+            )
+        else:
+            self.rows.copy_(saved)
+
+
+def _mapped(folder: Path, num_samples: int, columns: int) -> Tensor:
+    """Float32 numbers in a file that only this process knows."""
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".samples") as file:
+        file.truncate(4 * num_samples * columns)
+        held = torch.from_file(file.name, shared=True, size=num_samples * columns, dtype=torch.float32)
+    return held.reshape(num_samples, columns)
+
+
+class Seen(NamedTuple):
+    """Samples of a step, those of all ranks; a sample that came several times stands as often, with equal numbers."""
+
+    samples: Tensor
+    """``(N,)`` their indices; 0 where nothing counted."""
+    times: Tensor
+    """``(N,)`` how many copies of the sample counted in the step; 0 where none did."""
+    means: Tensor
+    """``(N, width)`` what was noted, averaged over those copies."""
+
+
+def note(owner: object, terms: LossTerms, *values: Tensor) -> Tensor:
+    """Rows to collect: index, how often the sample counts, and that many times the mean of each value over its terms.
+
+    ``values`` are ``(*S)`` or ``(S[0],)``. Samples without a valid term have count 0.
+    """
+    index = terms.need("index", owner)
+    counts = terms.counts().double()
+    mass = counts.reshape(len(index), -1).sum(1) if counts.numel() else counts.new_zeros(len(index))
+    safe = torch.where(mass > 0, mass, torch.ones_like(mass))
+    if terms.multiplicity is None:
+        times = (mass > 0).double()
+    else:
+        per_sample = terms.multiplicity.double().reshape(len(index), -1)
+        times = per_sample.amax(1) * (mass > 0) if per_sample.numel() else mass
+    columns = [index.where(mass > 0, torch.zeros_like(index)).double(), times]
+    for value in values:
+        if value.ndim < counts.ndim or value.ndim == 1:
+            mean = value.double()
+        else:
+            mean = (counts * value.double()).reshape(len(index), -1).sum(1) / safe
+        columns.append(torch.where(times > 0, mean, torch.zeros_like(mean)) * times)
+    return torch.stack(columns, 1)
+
+
+def seen(rows: Tensor) -> Seen:
+    """What collected :func:`note` rows say, copies of a sample brought together."""
+    samples = rows[:, 0].long()
+    sums = segment_sum(rows[:, 1:], samples)
+    times = sums[:, 0]
+    safe = torch.where(times > 0, times, torch.ones_like(times))
+    return Seen(samples, times, sums[:, 1:] / safe.unsqueeze(1))
