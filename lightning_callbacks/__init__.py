@@ -1,12 +1,32 @@
-"""Callbacks that drive dynamic weights in a Lightning Trainer, feed them class counts, and show what they do.
+"""Callbacks that drive dynamic weights in a Lightning Trainer, feed them class counts, and show what they do; metrics.
 
-They work with ``pytorch_lightning`` and with ``lightning.pytorch``.
+Callbacks work with ``pytorch_lightning`` and with ``lightning.pytorch``.
 """
 
 from .balancer import GradientBalancing
 from .driver import WeightingCallback
+from .metrics import (
+    EffectiveSampleSize,
+    GroupAccuracy,
+    SplitAccuracy,
+    WeightEntropy,
+    WorstClassRecall,
+    WorstGroupAccuracy,
+)
 from .monitor import WeightingMonitor
 from .probe import ValidationProbe
 from .statistics import FitStatistics
 
-__all__ = ["FitStatistics", "GradientBalancing", "ValidationProbe", "WeightingCallback", "WeightingMonitor"]
+__all__ = [
+    "EffectiveSampleSize",
+    "FitStatistics",
+    "GradientBalancing",
+    "GroupAccuracy",
+    "SplitAccuracy",
+    "ValidationProbe",
+    "WeightEntropy",
+    "WeightingCallback",
+    "WeightingMonitor",
+    "WorstClassRecall",
+    "WorstGroupAccuracy",
+]

@@ -89,9 +89,7 @@ def _value(
     for rows in _rows(first, BLOCK[objective.criterion.elementwise]):
         piece = source[rows].requires_grad_(wanted)
         with torch.set_grad_enabled(wanted):
-            terms = objective.criterion.terms(
-                piece, *(v[rows] for v in rest), **{name: v[rows] for name, v in meta.items()}
-            )
+            terms = objective._measured((piece, *(v[rows] for v in rest)), {name: v[rows] for name, v in meta.items()})
             weighted, weights = objective._weigh(terms, learn=False)
             above, below = objective.reduction.summed(weighted, weights, terms)
         if num_items is None:

@@ -25,6 +25,7 @@ from .criteria.element import CrossEntropy
 from .criteria.pair import PairSimilarity
 from .criteria.region import Overlap
 from .criteria.task import TaskLosses
+from .criteria.transition import NoisyCrossEntropy
 from .objective import Objective
 from .reductions import ReductionName
 
@@ -32,6 +33,9 @@ SIZE = 8
 
 CRITERION_FOR: dict[str, Callable[[], Criterion]] = {
     "class": CrossEntropy,
+    "transition": lambda: NoisyCrossEntropy(
+        [[0.7, 0.1, 0.2, 0.0], [0.0, 1.0, 0.0, 0.0], [0.25, 0.0, 0.5, 0.25], [0.1, 0.1, 0.1, 0.7]]
+    ),
     "binary": BinaryCrossEntropy,
     "region": Overlap,
     "pair": PairSimilarity,
@@ -98,7 +102,8 @@ def check_criterion(criterion: Criterion) -> None:
         if isinstance(part, ClassCounts) and not part.known:
             part.update("fit", class_counts=[50.0, 20.0, 6.0, 1.0])
     inputs = criterion.example_inputs(SIZE)
-    terms = criterion.terms(*inputs)
+    meta = {"index": torch.arange(SIZE)} if "index" in criterion.accepts else {}
+    terms = criterion.terms(*inputs, **meta)
     for name in sorted(criterion.provides):
         require(terms.find(name) is not None, f"provides {name!r}", criterion)
     for name in ("log_pt", "log_qt"):
@@ -107,14 +112,14 @@ def check_criterion(criterion: Criterion) -> None:
     for name in ("mask", "log_pt", "log_qt", "target", "category", "score"):
         value = terms.find(name)
         require(value is None or value.shape == terms.loss.shape, f"{name!r} has the terms' shape", criterion)
-    half = criterion.terms(inputs[0].half(), *inputs[1:])
+    half = criterion.terms(inputs[0].half(), *inputs[1:], **meta)
     require(half.loss.dtype in (torch.float32, torch.float64), "losses are at least float32", criterion)
     if not criterion.independent:
         return  # what one sample's terms are depends on who else is there
     per_sample = torch.arange(terms.loss.shape[0]) % 3 != 1
     mask = terms.spread(per_sample).expand(terms.loss.shape)
     mask = mask if terms.mask is None else mask & terms.mask
-    kept = criterion.terms(*inputs, mask=per_sample)
+    kept = criterion.terms(*inputs, mask=per_sample, **meta)
     away = ~mask
     require(kept.mask is not None and torch.equal(kept.mask, mask), "the mask is handed on", criterion)
     require(bool((kept.loss[away] == 0).all()), "masked losses are exactly 0", criterion)
@@ -174,9 +179,9 @@ def check_gradient(objective: Objective) -> None:
     nested = isinstance(objective.criterion, Objective)
     if objective.weighting is not None and objective.weighting.detached and not nested:
         with torch.no_grad():
-            weights = objective._weights(objective.criterion.terms(*inputs, **meta))
+            weights = objective._weights(objective._measured(inputs, meta))
         first = inputs[0].detach().clone().requires_grad_()
-        terms = objective.criterion.terms(first, *inputs[1:], **meta)
+        terms = objective._measured((first, *inputs[1:]), meta)
         frozen = objective.reduction(terms.loss * weights, weights, terms)
         (expected,) = torch.autograd.grad(_total(frozen), first)
         require_close(_grad(objective, inputs, **meta)[1], expected, "detached weights are constants", objective)
@@ -299,6 +304,7 @@ def check_kinds_of_input(objective: Objective, *, every: bool = False) -> None:
     objective.eval()
     classes = objective.criterion.terms(*objective.example_inputs()).num_classes
     by_class = objective.weighting is not None and "category" in objective.weighting.needs
+    asked = frozenset() if objective.weighting is None else objective.weighting.needs - objective.criterion.provides
     everything: list[ReductionName] = ["mean", "weighted_mean", "sum", "none", "batch_mean", "sequence_mean"]
     slots = _innermost(objective).slots
     if slots:
@@ -310,6 +316,8 @@ def check_kinds_of_input(objective: Objective, *, every: bool = False) -> None:
             if by_class and terms.num_classes != classes:
                 continue  # its tables are for the classes of the usual inputs
             batched = terms.fold(terms.loss).ndim > 0
+            if asked and not batched:
+                continue  # what a call brings, it brings per sample
             rows = torch.arange(inputs[0].shape[0])
             given = example_meta(objective, len(rows)) if batched else {}
             metas: list[dict[str, Tensor]] = [{}]
@@ -446,7 +454,8 @@ def check_functional_transforms(objective: Objective) -> None:
     objective.eval()
     batches = [objective.example_inputs(SIZE, seed=seed) for seed in range(2)]
     stacked = [torch.stack(values) for values in zip(*batches, strict=True)]
-    slope = torch.func.grad(lambda first, *rest: _total(objective(first, *rest, **example_meta(objective))))
+    meta = example_meta(objective)  # made outside: vmap draws no random numbers
+    slope = torch.func.grad(lambda first, *rest: _total(objective(first, *rest, **meta)))
     found = torch.func.vmap(slope)(*stacked)
     for row, inputs in zip(found, batches, strict=True):
         require_close(

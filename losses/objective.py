@@ -135,17 +135,32 @@ class Objective(Criterion):
         return self._plainly(inputs, meta, num_items) if value is None else value
 
     def _plainly(self, inputs: tuple[Any, ...], meta: dict[str, Any], num_items: float | Tensor | None) -> Tensor:
-        terms = self.criterion.terms(*inputs, **meta)
+        terms = self._measured(inputs, meta)
         weighted, weights = self._weigh(terms, learn=self.training and torch.is_grad_enabled())
         if num_items is None:
             self._warn_where_weights_cancel(self._more_classes((0, 0, 0), terms))
+        weighted, penalty = self._penalized(terms, weighted, weights)
         loss = self.reduction(weighted, weights, terms, num_items)
-        penalty = None if weights is None or self.weighting is None else self.weighting.penalty(terms, weights)
         if penalty is None:
             return loss
         if loss.ndim:
             raise ValueError(f"{type(self).__name__}: a weighting with a penalty needs a scalar reduction, not 'none'")
         return loss + penalty
+
+    def _measured(self, inputs: tuple[Any, ...], meta: dict[str, Any]) -> LossTerms:
+        """The criterion's terms, with the rows that the weighting reads."""
+        rows = {} if self.weighting is None else {name: meta[name] for name in self.weighting.rows & meta.keys()}
+        if not rows:
+            return self.criterion.terms(*inputs, **meta)
+        rest = {name: value for name, value in meta.items() if name not in rows}
+        return self.criterion.attach_rows(self.criterion.terms(*inputs, **rest), rows)
+
+    def _penalized(self, terms: LossTerms, weighted: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Weighted losses with a penalty that has one number per term added, and one that is a single number."""
+        penalty = None if weights is None or self.weighting is None else self.weighting.penalty(terms, weights)
+        if penalty is None or penalty.ndim == 0:
+            return weighted, penalty
+        return weighted + mask_out(penalty.to(weighted.dtype).expand_as(weighted), terms.mask, 0.0), None
 
     def terms(
         self,
@@ -157,8 +172,10 @@ class Objective(Criterion):
         **stats: Any,
     ) -> LossTerms:
         """Terms of the next level: what an outer objective weighs and reduces."""
-        terms = self.criterion.terms(*inputs, mask=mask, sample_weight=sample_weight, group=group, index=index, **stats)
+        meta = {"mask": mask, "sample_weight": sample_weight, "group": group, "index": index, **stats}
+        terms = self._measured(inputs, meta)
         weighted, weights = self._weigh(terms, learn=self.training and torch.is_grad_enabled())
+        weighted, _ = self._penalized(terms, weighted, weights)
         return self.reduction.lift(weighted, weights, terms)
 
     def measure(self, *inputs: Any, mask: Tensor | None) -> LossTerms:
@@ -257,9 +274,8 @@ class Objective(Criterion):
         counts = terms.counts()
         size = counts.sum()
         safe = torch.where(size > 0, size, torch.ones_like(size))
-        weighted = terms.loss * weights
+        weighted, penalty = self._penalized(terms, terms.loss * weights, weights)
         value = self.reduction(weighted, weights, terms, num_items)
-        penalty = None if self.weighting is None else self.weighting.penalty(terms, weights)
         return Components(
             raw=(counts * terms.loss).sum() / safe,
             weighted=value.sum() if penalty is None else value.sum() + penalty,
@@ -273,8 +289,9 @@ class Objective(Criterion):
 
         Add denominators over micro-batches and ranks, then divide. State is observed as in the call itself.
         """
-        terms = self.criterion.terms(*inputs, **meta)
+        terms = self._measured(inputs, meta)
         weighted, weights = self._weigh(terms, learn=self.training and torch.is_grad_enabled())
+        weighted, _ = self._penalized(terms, weighted, weights)
         numerator, denominator = self.reduction.parts(weighted, weights, terms)
         return numerator, torch.as_tensor(denominator, dtype=numerator.dtype, device=numerator.device).detach()
 
@@ -284,7 +301,7 @@ class Objective(Criterion):
         for module, _ in was:
             module.training = False
         try:
-            return self.criterion.terms(*inputs, **meta)
+            return self._measured(inputs, meta)
         finally:
             for module, training in was:
                 module.training = training

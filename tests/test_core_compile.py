@@ -20,6 +20,7 @@ from reweigh.losses import (
     SigmoidFocalLoss,
     Temperature,
 )
+from reweigh.losses.conformance import example_meta
 from reweigh.weighting import (
     Between,
     ClassWeight,
@@ -343,7 +344,7 @@ def test_every_objective_from_yaml(cls, example):
     expected = cls(**example)
     for (name, one), (_, other) in zip(expected.named_buffers(), bed.loss.named_buffers(), strict=True):
         assert torch.equal(one, other), name
-    bed.loss(*bed.loss.example_inputs())
+    bed.loss(*bed.loss.example_inputs(), **example_meta(bed.loss))
 
 
 @pytest.mark.parametrize(("cls", "example"), examples(weighting.registry))

@@ -1,6 +1,7 @@
 """Weightings: functions from loss terms to one weight per term, and the algebra that composes them."""
 
 from . import tasks
+from .adversarial import DAFA, GAIRAT, LRAT, MAIL
 from .algebra import (
     EMA,
     Between,
@@ -24,10 +25,29 @@ from .base import available as available
 from .base import create as create
 from .base import method as method
 from .base import registry as registry
+from .confidence import (
+    DFT,
+    CompSum,
+    Confidence,
+    GeneralizedCrossEntropy,
+    SymmetricCrossEntropy,
+    confidence_curve,
+)
 from .counting import class_counts
 from .difficulty import Focal, HardNegatives, InverseClassLoss
 from .dynamics import Dynamic, Event, drive, dynamics
+from .expansion import Encouraging, FocalSlope, Poly, Taylor
 from .frequency import ClassTable, ClassWeight, CountTable, EffectiveNumber, InverseFrequency, PositiveBalance
+from .functional import probability_margin
+from .group import GroupCVaR, GroupDRO, GroupFrequency, group_index, group_sampling_weights
+from .importance import (
+    ImportanceWeight,
+    PredictionAgreement,
+    ScoreWeight,
+    SelfInfluence,
+    log_ratio_from_classifier,
+)
+from .noise import TransitionWeight, dirichlet_weights, resample_weights
 from .pair import CirclePacing
 from .region import LossPower, VolumeBalance
 from .sample import SampleTable
@@ -45,44 +65,72 @@ __all__ = [
     "ClassTable",
     "ClassWeight",
     "Clip",
+    "CompSum",
+    "Confidence",
     "Constant",
     "Cosine",
     "CountTable",
+    "DAFA",
+    "DFT",
     "Detach",
     "Dynamic",
     "EMA",
     "EffectiveNumber",
+    "Encouraging",
     "Event",
     "Focal",
+    "FocalSlope",
     "Frozen",
+    "GAIRAT",
     "Gathered",
+    "GeneralizedCrossEntropy",
+    "GroupCVaR",
+    "GroupDRO",
+    "GroupFrequency",
     "HardNegatives",
+    "ImportanceWeight",
     "InClasses",
     "InverseClassLoss",
     "InverseFrequency",
+    "LRAT",
     "Linear",
     "LossPower",
     "LossTerms",
+    "MAIL",
     "Normalize",
     "Piecewise",
+    "Poly",
     "Pooled",
     "PositiveBalance",
     "Power",
     "PowerLawDecay",
+    "PredictionAgreement",
     "Product",
     "SampleTable",
     "Schedule",
     "Scope",
+    "ScoreWeight",
+    "SelfInfluence",
     "Sum",
+    "SymmetricCrossEntropy",
     "TLDR",
+    "Taylor",
+    "TransitionWeight",
     "VolumeBalance",
     "Warmup",
     "Weighting",
     "Where",
     "class_counts",
+    "confidence_curve",
+    "dirichlet_weights",
     "drive",
     "dynamics",
+    "group_index",
+    "group_sampling_weights",
     "learned_parameters",
+    "log_ratio_from_classifier",
+    "probability_margin",
+    "resample_weights",
     "token_counts",
 ]
 __all__ += tasks.__all__

@@ -41,6 +41,7 @@ class _Node(Weighting):
     def __init__(self, operands: Sequence[Weighting]) -> None:
         super().__init__()
         self.needs = frozenset[str]().union(*(operand.needs for operand in operands))
+        self.rows = frozenset[str]().union(*(operand.rows for operand in operands))
         self.detached = all(operand.detached for operand in operands)
         constant = any(operand.detached and operand.needs & _FROM_INPUTS for operand in operands)
         self.exact_gradient = all(operand.exact_gradient for operand in operands) and (self.detached or not constant)

@@ -40,6 +40,8 @@ class Weighting(Dynamic, ABC):
 
     needs: frozenset[str] = frozenset()
     """Statistics read from the terms. Checked against what the criterion provides when an objective is built."""
+    rows: frozenset[str] = frozenset()
+    """Those of them that a call brings as a row of numbers per sample, ``(S[0], K)``."""
     detached: bool = True
     """Whether the weights carry no gradient (to the terms or to learned parameters)."""
     exact_gradient: bool = True
@@ -54,7 +56,11 @@ class Weighting(Dynamic, ABC):
         """Weights that broadcast to ``terms.loss``. Pure: no state changes, no random numbers."""
 
     def penalty(self, terms: LossTerms, weights: Tensor) -> Tensor | None:
-        """A term added to the reduced loss (the regulariser of learned weights), or ``None``."""
+        """What is added to the loss, or ``None``.
+
+        One number (the regulariser of learned weights) is added to the reduced loss; numbers per term, ``(*S)``, are
+        added to the weighted losses and reduced with them.
+        """
         return None
 
     def observe(self, terms: LossTerms) -> None:

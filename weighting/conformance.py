@@ -110,8 +110,17 @@ def by_slot(weighting: Weighting) -> bool:
     return any(isinstance(part, TaskWeighting) for part in weighting.modules())
 
 
+def noisy_terms(seed: int = 0, size: int = 8, *, dtype: torch.dtype = torch.float64) -> LossTerms:
+    """Terms of ``(size,)`` whose labels may have been changed, with the log-probability of the label given."""
+    terms = example_terms(seed, size, dtype=dtype)
+    generator = torch.Generator().manual_seed(seed)
+    given = torch.rand(size, generator=generator, dtype=torch.float64).log().to(dtype)
+    return terms._replace(extras={"log_noisy_pt": given})
+
+
 TERMS: dict[str, TermsMaker] = {
     "class": example_terms,
+    "transition": noisy_terms,
     "binary": binary_terms,
     "region": region_terms,
     "pair": pairwise_terms,

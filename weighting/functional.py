@@ -128,3 +128,81 @@ def effective_sample_size(weights: Tensor, counts: Tensor | None = None) -> Tens
 def circle_pace(score: Tensor, positive: Tensor, m: Hyper) -> Tensor:
     r"""Circle loss's weights of pairs: :math:`[1 + m - s]_+` where ``positive`` (bool), :math:`[s + m]_+` elsewhere."""
     return (torch.where(positive, 1.0 - score, score) + m).clamp_min(0.0)
+
+
+def mean_one_weight(log_weight: Tensor, counts: Tensor) -> Tensor:
+    r"""Weights :math:`e^{v_i}` rescaled to mean 1 over the terms that count, whatever the size of :math:`v`.
+
+    Args:
+        log_weight: ``(*S)`` logarithms :math:`v`; minus infinity for weight 0.
+        counts: ``(*S)`` how many equal terms each stands for; 0 leaves a term out.
+
+    Returns:
+        ``(*S)`` weights, 0 where nothing counts, and everywhere if all weights that count are 0.
+    """
+    if not log_weight.numel():
+        return torch.ones_like(log_weight)
+    held = torch.where(counts > 0, log_weight, torch.full_like(log_weight, -torch.inf))
+    top = held.amax()
+    raised = torch.exp(held - torch.where(top.isneginf(), torch.zeros_like(top), top))
+    total, size = (counts * raised).sum(), counts.sum()
+    return raised * size / torch.where(total > 0, total, torch.ones_like(total))
+
+
+def top_share(value: Tensor, counts: Tensor, keep: Hyper, *, largest: bool = True) -> Tensor:
+    r"""1 for the share ``keep`` of terms with the largest (or smallest) values, 0 for the others.
+
+    Args:
+        value: ``(*S)`` what they are ranked by; constants.
+        counts: ``(*S)`` how many equal terms each stands for; 0 leaves a term out.
+        keep: Share of the terms that count, in [0, 1].
+        largest: Keep the largest; otherwise the smallest.
+
+    Returns:
+        ``(*S)`` float64 numbers in [0, 1], whose sum over terms is ``keep`` times their number; equal values share
+        what is left for them.
+    """
+    counts, value = counts.double(), value.double()
+    rank = torch.where(counts > 0, -value if largest else value, torch.full_like(value, torch.inf)).reshape(-1)
+    ordered, order = rank.sort()
+    total = torch.cat([counts.new_zeros(1), counts.reshape(-1)[order].cumsum(0)])
+    before = total[torch.searchsorted(ordered, rank)]
+    tied = total[torch.searchsorted(ordered, rank, right=True)] - before
+    share = (keep * counts.sum() - before) / torch.where(tied > 0, tied, torch.ones_like(tied))
+    return torch.where(counts > 0, share.clamp(0.0, 1.0).reshape(value.shape), torch.zeros_like(value))
+
+
+def counted_quantile(value: Tensor, counts: Tensor, level: float) -> Tensor:
+    r"""Smallest value that at least the share ``level`` of terms does not exceed, 0-d; plus infinity for no terms.
+
+    Args:
+        value: ``(*S)`` constants.
+        counts: ``(*S)`` how many equal terms each stands for; 0 leaves a term out.
+        level: In (0, 1].
+    """
+    if not value.numel():
+        return value.new_full((), torch.inf)
+    counts = counts.double().reshape(-1)
+    flat = torch.where(counts > 0, value.reshape(-1), torch.full_like(value.reshape(-1), torch.inf))
+    ordered, order = flat.sort()
+    slack = 1.0 - 4.0 * torch.finfo(torch.float64).eps * flat.numel()  # 0.29 of 100 are 29
+    below = (counts[order].cumsum(0) < level * counts.sum() * slack).sum()
+    return ordered.gather(0, below.clamp_max(flat.numel() - 1).reshape(1)).reshape(())
+
+
+def probability_margin(logits: Tensor, target: Tensor, dim: int = 1) -> Tensor:
+    r"""Probability of the target minus the largest other one, :math:`p_y - \max_{j \neq y} p_j`, in [-1, 1].
+
+    Args:
+        logits: ``(N, C, ...)`` floating-point; float16 and bfloat16 are computed in float32.
+        target: ``(N, ...)`` class indices; an index outside the classes (an ignored one) gives the nearest class's.
+        dim: Class dimension.
+
+    Example:
+        >>> import torch
+        >>> probability_margin(torch.tensor([[0.7, 0.2, 0.1]]).log(), torch.tensor([1]))
+        tensor([-0.5000])
+    """
+    p = (logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits).softmax(dim)
+    at = target.clamp(0, logits.shape[dim] - 1).unsqueeze(dim)
+    return (p.gather(dim, at) - p.scatter(dim, at, 0.0).amax(dim, keepdim=True)).squeeze(dim)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import fmean, median
 from typing import Any, cast
@@ -72,13 +72,35 @@ class EpochOrder(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(self.size, generator=generator)
+        order = self._order(generator)
         starts = range(0, self.size, self.batch_size)
         return iter([order[start : start + self.batch_size].tolist() for start in starts])
 
+    def _order(self, generator: torch.Generator) -> Tensor:
+        return torch.randperm(self.size, generator=generator)
+
+
+class WeightedOrder(EpochOrder):
+    """Batches drawn with replacement, in proportion to weights; as many per epoch as there would be without."""
+
+    def __init__(self, weights: Tensor, batch_size: int, seed: int) -> None:
+        super().__init__(len(weights), batch_size, seed)
+        self.weights = weights
+
+    def _order(self, generator: torch.Generator) -> Tensor:
+        return self.weights.multinomial(self.size, replacement=True, generator=generator)
+
 
 class Classifier(pl.LightningModule):
-    """A network, an objective, AdamW."""
+    """A network, an objective, AdamW. Batches are inputs, target, and what else the objective is called with."""
+
+    meta: tuple[str, ...] = ()
+    """Names of what stands behind the target in a batch."""
+
+    @classmethod
+    def taking(cls, *names: str) -> type[Classifier]:
+        """The module for batches with these behind the target."""
+        return cast("type[Classifier]", type(cls.__name__, (cls,), {"meta": names}))
 
     def __init__(self, net: nn.Module, objective: Objective, *, lr: float, weight_decay: float) -> None:
         super().__init__()
@@ -86,8 +108,8 @@ class Classifier(pl.LightningModule):
         self.lr, self.weight_decay = lr, weight_decay
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
-        inputs, target = batch
-        return cast(Tensor, self.objective(self.net(inputs), target))
+        inputs, target, *rest = batch
+        return cast(Tensor, self.objective(self.net(inputs), target, **dict(zip(self.meta, rest, strict=True))))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         groups: list[dict[str, Any]] = [{"params": [*self.net.parameters()]}, *self.objective.parameter_groups()]
@@ -107,6 +129,35 @@ class StepTimer(pl.Callback):
     def milliseconds(self) -> float:
         """Per step."""
         return 1e3 * median(b - a for a, b in zip(self.starts, self.starts[1:], strict=False))
+
+
+class KeepBest(pl.Callback):
+    """Early stopping without stopping: the network ends as it was when it scored best, at the first such moment.
+
+    Args:
+        score: Of the network in evaluation mode; compared as it is, tuples entry by entry.
+        every: Steps between looks.
+    """
+
+    def __init__(self, score: Callable[[nn.Module], Any], every: int) -> None:
+        self.score, self.every = score, every
+        self.best: Any = None
+        self.step: int | None = None
+        self.state: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        step = trainer.global_step
+        if step % self.every and step != trainer.max_steps:
+            return
+        found = self.score(pl_module.net.eval())
+        pl_module.net.train()
+        if self.best is None or found > self.best:
+            self.best, self.step = found, step
+            self.state = {name: value.clone() for name, value in pl_module.net.state_dict().items()}
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        pl_module.net.load_state_dict(self.state)
 
 
 def weight_curves(monitor: WeightingMonitor, groups: Mapping[str, Sequence[int]]) -> dict[str, list[float | None]]:
@@ -134,10 +185,11 @@ def train(
     weight_decay: float,
     callbacks: Sequence[pl.Callback] = (),
     module: type[Classifier] = Classifier,
+    order: EpochOrder | None = None,
 ) -> float:
     """Train ``net`` in place on the CPU with Lightning; returns the median milliseconds of a step."""
     loader = DataLoader(
-        TensorDataset(*data), sampler=EpochOrder(len(data[0]), batch_size, seed), batch_size=None
+        TensorDataset(*data), sampler=order or EpochOrder(len(data[0]), batch_size, seed), batch_size=None
     )  # a sampler of lists: one indexing per batch
     timer = StepTimer()
     with quiet():

@@ -3,27 +3,38 @@
 from .base import Criterion
 from .binary import BinaryCrossEntropy
 from .classwise import ClasswiseCrossEntropy
+from .confidence import ActivePassive, ClosedForm, NormalizedClosedForm
 from .element import CrossEntropy
 from .function import FromLoss
 from .joint import Joint
+from .label_dro import AdaptiveLabelDRO, LabelDRO
 from .language import CausalLM
 from .pair import PairLogSumExp, PairSimilarity
+from .partial_labels import PartialLabelCrossEntropy
 from .proxy import ProxyCrossEntropy
 from .region import Overlap
 from .self_adjusting import SelfAdjustingDice
 from .task import TaskLosses
+from .transition import NoisyCrossEntropy
 
 __all__ = [
+    "ActivePassive",
+    "AdaptiveLabelDRO",
     "BinaryCrossEntropy",
     "CausalLM",
     "ClasswiseCrossEntropy",
+    "ClosedForm",
     "Criterion",
     "CrossEntropy",
     "FromLoss",
     "Joint",
+    "LabelDRO",
+    "NoisyCrossEntropy",
+    "NormalizedClosedForm",
     "Overlap",
     "PairLogSumExp",
     "PairSimilarity",
+    "PartialLabelCrossEntropy",
     "ProxyCrossEntropy",
     "SelfAdjustingDice",
     "TaskLosses",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 import torch
@@ -38,7 +39,7 @@ class Criterion(Dynamic, ABC):
     exact_gradient: bool = True
     """False where part of the formula is held constant while gradient flows through the rest."""
     accepts: frozenset[str] = frozenset()
-    """Names of further inputs of :meth:`measure` that may be given by keyword."""
+    """Names of further inputs of :meth:`measure` that may be given by keyword, ``"index"`` of the call among them."""
 
     @abstractmethod
     def measure(self, *inputs: Any, mask: Tensor | None) -> LossTerms:
@@ -46,6 +47,9 @@ class Criterion(Dynamic, ABC):
 
         Gets ``sample_weight=`` (checked, or ``None``) as well under ``counts_inside``, and what ``accepts`` names.
         """
+
+    def observe(self, terms: LossTerms) -> None:
+        """Add what is seen to pending sums and rows; called per training forward, with detached terms, no gradient."""
 
     @abstractmethod
     def example_inputs(self, batch: int = 8, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
@@ -83,6 +87,8 @@ class Criterion(Dynamic, ABC):
             raise TypeError(f"{type(self).__name__}: mask must be a bool tensor (True = counts), got {found}")
         counted = self._counted(mask, sample_weight)
         given = {name: stats.pop(name) for name in self.accepts & stats.keys()}
+        if "index" in self.accepts:
+            given["index"] = index
         if self.counts_inside:
             given["sample_weight"] = None if sample_weight is None else self._checked(sample_weight, mask)
             sample_weight = None
@@ -92,7 +98,11 @@ class Criterion(Dynamic, ABC):
             if mask is None and counted is not None:  # what does not fit is the sample_weight
                 raise ValueError(str(error).replace("mask must", "sample_weight must")) from error
             raise
-        return self._attach(terms, sample_weight, group, index, stats)
+        terms = self._attach(terms, sample_weight, group, index, stats)
+        if self.training and torch.is_grad_enabled() and type(self).observe is not Criterion.observe:
+            with torch.no_grad():
+                self.observe(terms.detach())
+        return terms
 
     def forward(self, *inputs: Any, **meta: Any) -> Any:
         """The same as :meth:`terms`."""
@@ -130,9 +140,9 @@ class Criterion(Dynamic, ABC):
         if sample_weight is not None:
             terms = terms._replace(multiplicity=self._sample_weight(sample_weight, terms))
         if group is not None:
-            terms = terms._replace(group=_only_counted(self._per_sample("group", group, terms), terms))
+            terms = terms._replace(group=_only_counted(self._per_sample("group", group, terms.loss.shape[:1]), terms))
         if index is not None:
-            terms = terms._replace(index=self._per_sample("index", index, terms))
+            terms = terms._replace(index=self._per_sample("index", index, terms.loss.shape[:1]))
         if stats:
             extras = dict(terms.extras or {})
             for name, value in stats.items():
@@ -142,6 +152,22 @@ class Criterion(Dynamic, ABC):
                 extras[name] = _only_counted(value, terms)
             terms = terms._replace(extras=extras)
         return terms
+
+    def attach_rows(self, terms: LossTerms, rows: Mapping[str, Tensor]) -> LossTerms:
+        """The terms with what a weighting reads as a row of numbers per sample, ``(S[0], K)``; 0 where masked."""
+        extras = dict(terms.extras or {})
+        for name, value in rows.items():
+            size = terms.loss.shape[:1]
+            if not isinstance(value, Tensor) or value.ndim != 2 or value.shape[:1] != size:
+                found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(
+                    f"{type(self).__name__}: {name} must be a tensor of {tuple(size)} rows, one per sample, "
+                    f"got {found}"
+                )
+            if terms.mask is not None and terms.mask.numel():
+                value = value.masked_fill(~terms.mask.reshape(len(value), -1).any(1, keepdim=True), 0.0)
+            extras[name] = value
+        return terms._replace(extras=extras)
 
     def _check_shape(self, name: str, value: Tensor, terms: LossTerms) -> None:
         shape = tuple(terms.loss.shape if terms.share is None else terms.loss.shape[:-1])
@@ -178,12 +204,12 @@ class Criterion(Dynamic, ABC):
                 )
         return value
 
-    def _per_sample(self, name: str, value: Tensor, terms: LossTerms) -> Tensor:
+    def _per_sample(self, name: str, value: Tensor, shape: torch.Size) -> Tensor:
         if not is_index(value):
             raise TypeError(f"{type(self).__name__}: {name} must be an integer tensor, got {_kind(value)}")
-        if tuple(value.shape) != tuple(terms.loss.shape[:1]):
+        if value.shape != shape:
             raise ValueError(
-                f"{type(self).__name__}: {name} must hold one integer per sample, shape {tuple(terms.loss.shape[:1])}, "
+                f"{type(self).__name__}: {name} must hold one integer per sample, shape {tuple(shape)}, "
                 f"got {tuple(value.shape)}"
             )
         return value.long()

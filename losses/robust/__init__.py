@@ -1,1 +1,27 @@
 """Named objectives for noisy labels, hard instances and weak groups."""
+
+from .confidence import CompSumLoss, GCELoss, MAELoss, SCELoss
+from .expansion import EncouragingLoss, PolyLoss, TaylorLoss
+from .group import GroupDROLoss
+from .label import ALDRLoss, LDRLoss
+from .normalized import ActivePassiveLoss, NormalizedLoss
+from .partial import ALIMLoss
+from .transition import ForwardCorrectionLoss, TransitionReweightedLoss
+
+__all__ = [
+    "ALDRLoss",
+    "ALIMLoss",
+    "ActivePassiveLoss",
+    "CompSumLoss",
+    "EncouragingLoss",
+    "ForwardCorrectionLoss",
+    "GCELoss",
+    "GroupDROLoss",
+    "LDRLoss",
+    "MAELoss",
+    "NormalizedLoss",
+    "PolyLoss",
+    "SCELoss",
+    "TaylorLoss",
+    "TransitionReweightedLoss",
+]

@@ -1,0 +1,565 @@
+"""Weights of groups of samples: adversarial over groups, the worst groups, and inverse group frequencies."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from .base import Scope, Weighting, lookup, method, tally
+from .config import as_table, check_choice, check_number, check_whole
+from .dynamics import Event
+from .frequency import InverseFrequency, Normalization, Values
+from .functional import inverse_frequency_weight
+from .schedules import Schedule, check_hyper, value_of
+from .terms import LossTerms
+
+By = Literal["group", "category", "membership"]
+Balance = Literal["batch", "counts"]
+Cadence = Literal["step", "forward"]
+
+
+class GroupWeighting(Weighting):
+    r"""Common part: running group losses, and weights that make the mean a weighted sum of group means.
+
+    Subclasses say by :meth:`shares` what the groups weigh and react to the losses of a step in :meth:`learn`.
+    """
+
+    detached = True
+    update_on: Event = "step"
+
+    def __init__(
+        self,
+        num_groups: int,
+        *,
+        adjustment: float | Values,
+        group_counts: Values | None,
+        smoothing: float | Schedule,
+        by: By,
+        balance: Balance,
+        cadence: Cadence,
+    ) -> None:
+        super().__init__()
+        self.num_groups = check_whole(self, "num_groups", num_groups, low=1)
+        self.smoothing = check_hyper(self, "smoothing", smoothing, low=0.0, high=1.0, open_low=True)
+        self.by = check_choice(self, "by", by, ("group", "category", "membership"))
+        self.needs = frozenset({by})
+        self.rows = self.needs & {"membership"}
+        self.balance = check_choice(self, "balance", balance, ("batch", "counts"))
+        forward = check_choice(self, "cadence", cadence, ("step", "forward")) == "forward"
+        self.scope: Scope = "local" if balance == "counts" and not forward else "global"
+        if forward:
+            self.update_on = "forward"
+        self._know_counts(group_counts)
+        self._know_adjustment(adjustment, known=group_counts is not None)
+        self.add_state("group_loss", torch.zeros(num_groups, dtype=torch.float64))
+        self.add_state("seen", torch.zeros(num_groups, dtype=torch.bool))
+        self.add_pending("loss_sum", num_groups)
+        self.add_pending("loss_count", num_groups)
+
+    def _know_counts(self, group_counts: Values | None) -> None:
+        if group_counts is None:
+            if self.balance == "counts":
+                raise ValueError(f"{type(self).__name__}: balance='counts' needs group_counts, got None")
+            return
+        counts = as_table(self, "group_counts", group_counts)
+        if counts.numel() != self.num_groups or not bool((counts > 0).all()):
+            raise ValueError(
+                f"{type(self).__name__}: group_counts must be {self.num_groups} numbers > 0, got {counts.tolist()}"
+            )
+        self.add_table("counts", counts)
+        self.add_table("fraction", counts / counts.sum())
+
+    def _know_adjustment(self, adjustment: float | Values, *, known: bool) -> None:
+        if isinstance(adjustment, (int, float)):
+            strength = torch.full((self.num_groups,), check_number(self, "adjustment", adjustment), dtype=torch.float64)
+        else:
+            strength = as_table(self, "adjustment", adjustment, low=-float("inf"))
+        if strength.numel() != self.num_groups:
+            raise ValueError(
+                f"{type(self).__name__}: adjustment must be one number or {self.num_groups}, got {strength.numel()}"
+            )
+        if bool((strength != 0).any()) and not known:
+            raise ValueError(
+                f"{type(self).__name__}: adjustment is divided by the root of the group's size, so it needs "
+                "group_counts, got None"
+            )
+        self.add_table("adjustment", strength / self.get_buffer("counts").sqrt() if known else strength)
+
+    @abstractmethod
+    def shares(self) -> Tensor:
+        """``(G,)`` float64: what each group's mean loss weighs; sums to 1."""
+
+    def learn(self, means: Tensor, present: Tensor) -> None:
+        """React to the group means of a step; ``present`` says which groups have one."""
+
+    # weights
+
+    def weigh(self, terms: LossTerms) -> Tensor:
+        shares = self.shares()
+        if self.balance == "counts":
+            return self._spread(shares / self.get_buffer("fraction"), terms)
+        counts = terms.counts().detach().double()
+        size = self._sums(counts, terms)
+        table = shares * counts.sum() / torch.where(size > 0, size, torch.ones_like(size))
+        return self._spread(table, terms)
+
+    def _spread(self, table: Tensor, terms: LossTerms) -> Tensor:
+        """What a table gives every term: its group's entry, or the mean of its memberships."""
+        if self.by != "membership":
+            return lookup(self, table, terms, self.by)
+        return terms.spread((self._membership(terms) * table).sum(1)).to(terms.loss.dtype)
+
+    def _sums(self, value: Tensor, terms: LossTerms) -> Tensor:
+        """``(G,)`` sums of ``value`` (``*S``) over the members of each group."""
+        if self.by != "membership":
+            return tally(self, value, terms, self.num_groups, self.by)
+        member = self._membership(terms)
+        per_sample = value.reshape(len(member), -1).sum(1) if value.numel() else value.new_zeros(len(member))
+        return (member * per_sample.unsqueeze(1)).sum(0)
+
+    def _membership(self, terms: LossTerms) -> Tensor:
+        member = terms.need("membership", self)
+        if member.ndim != 2 or member.shape[1] != self.num_groups:
+            raise ValueError(
+                f"{type(self).__name__}: membership must be (samples, {self.num_groups}), got {tuple(member.shape)}"
+            )
+        return member.detach().double()
+
+    def example_stats(self, batch: int = 8, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+        if self.by != "membership":
+            return {}
+        generator = torch.Generator().manual_seed(seed)
+        scores = torch.randn(batch, self.num_groups, generator=generator, dtype=torch.float64)
+        return {"membership": (2.0 * scores).softmax(1).to(dtype)}
+
+    # learning
+
+    def observe(self, terms: LossTerms) -> None:
+        counts = terms.counts().double()
+        # 0 times a loss that is not finite would reach every group
+        self.accumulate("loss_sum", self._sums(counts * torch.where(counts > 0, terms.loss.double(), 0.0), terms))
+        self.accumulate("loss_count", self._sums(counts, terms))
+
+    def commit(self, sums: dict[str, Tensor]) -> None:
+        total, count = sums["loss_sum"], sums["loss_count"]
+        means = total / torch.where(count > 0, count, torch.ones_like(count))
+        # a step that is not finite (skipped by a gradient scaler, say) must not stay in the state for good
+        present = (count > 0) & means.isfinite()
+        means = torch.where(present, means, torch.zeros_like(means))
+        running, seen = self.get_buffer("group_loss"), self.get_buffer("seen")
+        mixed = torch.where(seen, running + value_of(self.smoothing) * (means - running), means)
+        running.copy_(torch.where(present, mixed, running))
+        seen.logical_or_(present)
+        self.learn(means, present)
+
+    def reset(self) -> None:
+        super().reset()
+        self.get_buffer("group_loss").zero_()
+        self.get_buffer("seen").zero_()
+
+    def summary(self) -> dict[str, Tensor]:
+        return {"group_weight": self.shares().clone(), "group_loss": self.get_buffer("group_loss").clone()}
+
+
+@method(
+    "group_dro",
+    paper="Distributionally Robust Neural Networks for Group Shifts",
+    venue="ICLR 2020",
+    official="kohpangwei/group_DRO@cbbc1c5b loss.py",
+    defaults={
+        "step_size": ("0.01", "authors' code"),
+        "adjustment": ("0.0", "authors' code"),
+        "smoothing": ("0.1", "authors' code (gamma)"),
+        "cadence": ("'step'", "ours: weights are a constant of the batch; the authors' order is 'forward'"),
+        "absent": ("'keep'", "ours; the authors' groups lose weight while they are absent ('decay')"),
+    },
+    deviations=(
+        "q is kept as a logarithm: losses of 1e4 and step size 1 are finite, where the authors' code has NaN.",
+        "The loss's value never contains the adjustment, which theirs adds in place; its effect on q is the same.",
+        "Each adjustment counts by itself; theirs are all dropped as soon as one of them is not positive.",
+        "Only training forwards move q, once per optimizer step, on the losses of all micro-batches and ranks.",
+        "Normalised losses that add up to 0 or less leave q as it is; theirs are NaN.",
+    ),
+    examples=(
+        {"num_groups": 3, "step_size": 0.5},
+        {"num_groups": 3, "step_size": 0.2, "adjustment": [2.0, 0.0, -1.0], "group_counts": [90, 9, 1]},
+        {"num_groups": 4, "step_size": 1.0, "normalize_losses": True, "by": "category", "absent": "decay"},
+        {"num_groups": 3, "step_size": 0.5, "group_counts": [5, 3, 2], "balance": "counts", "by": "membership"},
+    ),
+)
+@final
+class GroupDRO(GroupWeighting):
+    r"""Train for the worst group: an adversary moves weight to the groups that lose most.
+
+    .. math::
+        w_i = q_{g_i} \frac{N}{n_{g_i}}, \qquad
+        q_g \leftarrow \frac{q_g\, e^{\eta a_g}}{\sum_k q_k\, e^{\eta a_k}}, \qquad
+        a_g = L_g + \frac{C_g}{\sqrt{n^{\mathrm{train}}_g}}
+
+    - :math:`L_g`: mean loss of group g over the step; the weighted mean of all losses is :math:`\sum_g q_g L_g`
+    - :math:`\eta`: ``step_size``; :math:`C`: ``adjustment``
+    - :math:`N, n_g`: terms and terms of group g in the batch (``balance="batch"``, authors) or in the training data
+      (``balance="counts"``)
+
+    Weights:
+        >= 0, averaging 1 over the batch where all groups are there. Detached. No argument is neutral; one group, or
+        ``step_size=0`` on batches with as many terms of each group, is plain training.
+
+    State and cadence:
+        ``log_q``, ``group_loss`` (running means), ``seen``: ``(G,)`` buffers, equal on all ranks. Training losses are
+        observed into pending sums and committed at every optimizer step (``cadence="step"``), or inside every
+        training forward before weighing (``"forward"``, the authors' order).
+
+    Use when:
+        Groups (class x attribute, domains, languages) are known in training, some are small, and the worst one
+        counts. Strong regularisation and choosing the model by validation worst-group accuracy matter as much.
+    Avoid when:
+        A group's loss cannot be lowered (noise): it takes all the weight. Try plain group weights or resampling first:
+        they often come close (suite ``digits_spurious``).
+
+    Deviations:
+        See the record: log-space, the value without adjustment, absent groups keep their weight.
+
+    Args:
+        num_groups: Number of groups G.
+        step_size: :math:`\eta` >= 0, or a schedule. Default 0.01 (authors' code).
+        adjustment: Generalisation adjustment :math:`C`, of any sign, one number or one per group. Default 0.
+        group_counts: Training samples per group, > 0; needed by ``adjustment`` and ``balance="counts"``.
+        normalize_losses: Divide the adjusted losses by their sum before the exponent. Default False (authors' code).
+        absent: What a step without terms of a group does to it: ``"keep"`` its q, or let it ``"decay"`` (authors: it
+            enters with loss 0).
+        smoothing: Share of the new losses in the running group losses, in (0, 1]. Default 0.1 (authors' code).
+        by: Where groups come from: ``group=`` of the call, the ``"category"`` (class) of a term, or a call's
+            ``membership=`` of shape ``(samples, G)`` with rows that add up to 1 (soft groups).
+        balance: ``"batch"`` or ``"counts"``, see above. The second has no batch statistics, so that micro-batches add
+            up exactly, and equals the first in expectation.
+        cadence: ``"step"`` or ``"forward"``.
+
+    Shapes:
+        Reads ``loss`` ``(*S)`` and ``group`` ``(S[0],)``, ``category`` ``(*S)`` or ``membership`` ``(S[0], G)``;
+        returns ``(*S)``.
+
+    Example:
+        >>> import torch
+        >>> from reweigh.losses import CrossEntropy, Objective
+        >>> weighting = GroupDRO(2, step_size=1.0)
+        >>> objective = Objective(CrossEntropy(), weighting)
+        >>> logits, group = torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 1])
+        >>> _ = objective(logits.requires_grad_(), torch.tensor([0, 0]), group=group)
+        >>> objective.update("step")
+        >>> weighting.summary()["group_weight"]
+        tensor([0.1192, 0.8808], dtype=torch.float64)
+
+    References:
+        S. Sagawa, P. W. Koh, T. B. Hashimoto, P. Liang, "Distributionally Robust Neural Networks for Group Shifts: On
+        the Importance of Regularization for Worst-Case Generalization", ICLR 2020.
+    """
+
+    def __init__(
+        self,
+        num_groups: int,
+        *,
+        step_size: float | Schedule = 0.01,
+        adjustment: float | Values = 0.0,
+        group_counts: Values | None = None,
+        normalize_losses: bool = False,
+        absent: Literal["keep", "decay"] = "keep",
+        smoothing: float | Schedule = 0.1,
+        by: By = "group",
+        balance: Balance = "batch",
+        cadence: Cadence = "step",
+    ) -> None:
+        super().__init__(
+            num_groups,
+            adjustment=adjustment,
+            group_counts=group_counts,
+            smoothing=smoothing,
+            by=by,
+            balance=balance,
+            cadence=cadence,
+        )
+        self.step_size = check_hyper(self, "step_size", step_size, low=0.0)
+        self.normalize_losses = bool(normalize_losses)
+        self.absent_decay = check_choice(self, "absent", absent, ("keep", "decay")) == "decay"
+        self.add_state("log_q", torch.full((num_groups,), 1.0 / num_groups, dtype=torch.float64).log())
+
+    def shares(self) -> Tensor:
+        return self.get_buffer("log_q").exp()
+
+    def learn(self, means: Tensor, present: Tensor) -> None:
+        log_q = self.get_buffer("log_q")
+        adjusted = means + self.get_buffer("adjustment")
+        moving = torch.ones_like(present) & present.any() if self.absent_decay else present
+        if self.normalize_losses:
+            total = torch.where(moving, adjusted, torch.zeros_like(adjusted)).sum()
+            adjusted = torch.where(total > 0, adjusted / torch.where(total > 0, total, torch.ones_like(total)), 0.0)
+        moved = log_q + value_of(self.step_size) * adjusted
+        # those that move share what they had together
+        mass = torch.where(moving, log_q, -torch.inf).logsumexp(0)
+        pull = torch.where(moving, moved, -torch.inf).logsumexp(0)
+        log_q.copy_(torch.where(moving, moved - pull + mass, log_q))
+
+    def reset(self) -> None:
+        super().reset()
+        self.get_buffer("log_q").fill_(1.0 / self.num_groups).log_()
+
+
+@method(
+    "group_cvar",
+    paper="Distributionally Robust Neural Networks for Group Shifts",
+    venue="ICLR 2020",
+    official="kohpangwei/group_DRO@cbbc1c5b loss.py (btl)",
+    defaults={
+        "alpha": ("0.2", "authors' code"),
+        "smoothing": ("0.1", "authors' code (gamma)"),
+        "minimum": ("0.0", "authors' code (minimum_variational_weight)"),
+        "cadence": ("'step'", "ours: weights are a constant of the batch; the authors' order is 'forward'"),
+    },
+    deviations=(
+        "alpha=1 is plain training; the authors' code runs off the end of the group list.",
+        "Groups with equal running losses share what is left for them, so that before anything was seen all count by "
+        "their size; theirs fill in an arbitrary order.",
+        "Each adjustment counts by itself, also beside one that is not positive.",
+    ),
+    examples=(
+        {"num_groups": 3, "group_counts": [90, 9, 1]},
+        {"num_groups": 3, "group_counts": [5, 3, 2], "alpha": 0.6, "minimum": 0.1, "adjustment": 1.0},
+    ),
+)
+@final
+class GroupCVaR(GroupWeighting):
+    r"""Train for the worst fraction of the data, made up of whole groups (greedy CVaR over groups).
+
+    .. math::
+        q_g = \frac{1}{\alpha}\min\Big(f_g, \big[\alpha - \sum_{k:\,\bar a_k > \bar a_g} f_k\big]_+\Big), \qquad
+        w_i = q_{g_i}\frac{N}{n_{g_i}}
+
+    - :math:`f_g`: share of group g in the training data; :math:`\alpha`: ``alpha``
+    - :math:`\bar a_g`: running mean loss of g plus :math:`C_g/\sqrt{n_g}`: the worst groups are filled up first
+
+    Weights:
+        >= 0. Detached; q is mixed with the groups' shares by ``minimum``. No argument is neutral in itself;
+        ``alpha=1`` gives every group its share of the data.
+
+    State and cadence:
+        ``group_loss`` and ``seen``: ``(G,)`` buffers, equal on all ranks, moved at every optimizer step
+        (``cadence="step"``) or inside every training forward (``"forward"``, the authors' order).
+
+    Use when:
+        Several bad groups should count, not only the worst, and q should follow the losses instead of adding them up.
+    Avoid when:
+        Group losses are noisy: whole groups are switched on and off. ``minimum`` and :class:`GroupDRO` are smoother.
+
+    Deviations:
+        See the record: ``alpha=1``, ties.
+
+    Args:
+        num_groups: Number of groups G.
+        alpha: Fraction of the data in (0, 1], or a schedule. Default 0.2 (authors' code).
+        group_counts: Training samples per group, > 0. Required.
+        smoothing: Share of the new losses in the running group losses, in (0, 1]. Default 0.1 (authors' code).
+        adjustment: Generalisation adjustment C, one number or one per group. Default 0.
+        minimum: Share of plain training mixed in, in [0, 1]. Default 0 (authors' code).
+        by: As in :class:`GroupDRO`.
+        balance: As in :class:`GroupDRO`.
+        cadence: ``"step"`` or ``"forward"``.
+
+    Shapes:
+        As :class:`GroupDRO`.
+
+    Example:
+        >>> import torch
+        >>> weighting = GroupCVaR(3, alpha=0.5, group_counts=[60, 30, 10])
+        >>> weighting.get_buffer("group_loss").copy_(torch.tensor([0.1, 0.9, 0.4]))
+        tensor([0.1000, 0.9000, 0.4000], dtype=torch.float64)
+        >>> weighting.shares()
+        tensor([0.2000, 0.6000, 0.2000], dtype=torch.float64)
+
+    References:
+        S. Sagawa, P. W. Koh, T. B. Hashimoto, P. Liang, "Distributionally Robust Neural Networks for Group Shifts",
+        ICLR 2020 (authors' code).
+    """
+
+    def __init__(
+        self,
+        num_groups: int,
+        *,
+        group_counts: Values,
+        alpha: float | Schedule = 0.2,
+        smoothing: float | Schedule = 0.1,
+        adjustment: float | Values = 0.0,
+        minimum: float | Schedule = 0.0,
+        by: By = "group",
+        balance: Balance = "batch",
+        cadence: Cadence = "step",
+    ) -> None:
+        super().__init__(
+            num_groups,
+            adjustment=adjustment,
+            group_counts=group_counts,
+            smoothing=smoothing,
+            by=by,
+            balance=balance,
+            cadence=cadence,
+        )
+        if group_counts is None:
+            raise ValueError("GroupCVaR: group_counts must be given, got None")
+        self.alpha = check_hyper(self, "alpha", alpha, low=0.0, high=1.0, open_low=True)
+        self.minimum = check_hyper(self, "minimum", minimum, low=0.0, high=1.0)
+
+    def shares(self) -> Tensor:
+        alpha, least = value_of(self.alpha), value_of(self.minimum)
+        height, fraction = self.get_buffer("group_loss") + self.get_buffer("adjustment"), self.get_buffer("fraction")
+        above = (height.unsqueeze(0) > height.unsqueeze(1)).double() @ fraction
+        level = (height.unsqueeze(0) == height.unsqueeze(1)).double() @ fraction
+        filled = fraction * ((alpha - above) / level).clamp(0.0, 1.0) / alpha
+        return least * fraction + (1.0 - least) * filled
+
+
+@method(
+    "group_frequency",
+    paper="none",
+    venue="textbook",
+    official="kohpangwei/group_DRO@cbbc1c5b (reweight_groups)",
+    defaults={"power": ("1.0", "textbook"), "normalize": ("'samples'", "the mean over training samples is 1")},
+    deviations=("A group with count 0 reads as the smallest positive count.",),
+    neutral={"group_counts": [50, 20, 6], "power": 0.0},
+    examples=({"group_counts": [50, 20, 6]}, {"group_counts": [50, 20, 6, 1], "power": 0.5, "by": "category"}),
+)
+@final
+class GroupFrequency(Weighting):
+    r"""Weigh each group by a power of its inverse frequency (group reweighting).
+
+    .. math:: w_i \propto n_{g_i}^{-a}
+
+    - :math:`n_g`: ``group_counts[g]``; :math:`a`: ``power``, 1 gives every group the same total weight
+
+    Weights:
+        Positive constants. ``power=0`` is neutral.
+
+    State and cadence:
+        None; the table is a constant, moves with the module and is not saved.
+
+    Use when:
+        Groups are known and small ones matter: the baseline that :class:`GroupDRO` has to beat. Sampling by
+        :func:`group_sampling_weights` is the same in expectation, with less noise where groups are tiny.
+    Avoid when:
+        A group has a handful of samples: they are learned by heart.
+
+    Deviations:
+        Count 0 reads as the smallest positive count.
+
+    Args:
+        group_counts: Training samples per group, >= 0.
+        power: Exponent :math:`a` >= 0, or a schedule. Default 1.
+        normalize: As in :class:`InverseFrequency`. Default ``"samples"``: the mean over training samples is 1.
+        by: ``"group"`` (of the call) or ``"category"``.
+
+    Shapes:
+        Reads ``group`` ``(S[0],)``; returns weights that broadcast to ``(*S)``.
+
+    Example:
+        >>> GroupFrequency([90, 10]).table()
+        tensor([0.5556, 5.0000], dtype=torch.float64)
+
+    References:
+        None (textbook).
+    """
+
+    detached = True
+    scope: Scope = "local"
+
+    def __init__(
+        self,
+        group_counts: Values,
+        *,
+        power: float | Schedule = 1.0,
+        normalize: Normalization = "samples",
+        by: Literal["group", "category"] = "group",
+    ) -> None:
+        super().__init__()
+        self.by = check_choice(self, "by", by, ("group", "category"))
+        self.needs = frozenset({by})
+        self.frequency = InverseFrequency(
+            as_table(self, "group_counts", group_counts), power=power, normalize=normalize
+        )
+
+    def table(self) -> Tensor:
+        """``(G,)`` float64 group weights now."""
+        return self.frequency.table()
+
+    def weigh(self, terms: LossTerms) -> Tensor:
+        return lookup(self, self.table(), terms, self.by)
+
+    def summary(self) -> dict[str, Tensor]:
+        return {"group_weight": self.table().clone()}
+
+
+def group_index(label: Tensor, attribute: Tensor, num_attributes: int) -> Tensor:
+    """One group per combination of class and attribute: ``label * num_attributes + attribute``.
+
+    Args:
+        label: Integers >= 0, any shape.
+        attribute: Integers in ``[0, num_attributes)``, same shape.
+        num_attributes: Number of attributes.
+
+    Raises:
+        TypeError: If one of them does not hold integers.
+        ValueError: If shapes differ or a value is out of range.
+
+    Example:
+        >>> import torch
+        >>> group_index(torch.tensor([0, 1, 1]), torch.tensor([1, 0, 1]), 2)
+        tensor([1, 2, 3])
+    """
+    check_whole("group_index", "num_attributes", num_attributes, low=1)
+    for name, value in (("label", label), ("attribute", attribute)):
+        if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex():
+            raise TypeError(
+                f"group_index: {name} must be an integer tensor, got {getattr(value, 'dtype', type(value))}"
+            )
+    if label.shape != attribute.shape:
+        raise ValueError(
+            f"group_index: attribute must have the label's shape {tuple(label.shape)}, got {tuple(attribute.shape)}"
+        )
+    if attribute.numel() and not (int(attribute.min()) >= 0 and int(attribute.max()) < num_attributes):
+        raise ValueError(
+            f"group_index: attribute must be in [0, {num_attributes}), got {int(attribute.min())}.."
+            f"{int(attribute.max())}"
+        )
+    if label.numel() and int(label.min()) < 0:
+        raise ValueError(f"group_index: label must be >= 0, got {int(label.min())}")
+    return label.long() * num_attributes + attribute.long()
+
+
+def group_sampling_weights(group: Tensor | Sequence[int], *, power: float = 1.0) -> Tensor:
+    r"""Weights per sample for torch's ``WeightedRandomSampler``: :math:`n_{g_i}^{-a}`, summing to 1.
+
+    Args:
+        group: ``(N,)`` group of each training sample, integers >= 0.
+        power: Exponent >= 0; 1 draws from every group equally often, 0 as often as it occurs.
+
+    Returns:
+        ``(N,)`` float64.
+
+    Raises:
+        TypeError: If the groups are not integers.
+        ValueError: If there are none, or one is negative.
+
+    Example:
+        >>> group_sampling_weights([0, 0, 0, 1])
+        tensor([0.1667, 0.1667, 0.1667, 0.5000], dtype=torch.float64)
+    """
+    at = torch.as_tensor(group)
+    if at.is_floating_point() or at.is_complex() or at.dtype == torch.bool:
+        raise TypeError(f"group_sampling_weights: group must hold integers, got {at.dtype}")
+    if at.ndim != 1 or not at.numel() or int(at.min()) < 0:
+        found = tuple(at.shape) if at.ndim != 1 or not at.numel() else int(at.min())
+        raise ValueError(f"group_sampling_weights: group must be a non-empty vector of integers >= 0, got {found}")
+    power = check_number("group_sampling_weights", "power", power, low=0.0)
+    weights = inverse_frequency_weight(torch.bincount(at).double(), power)[at]
+    return weights / weights.sum()
