@@ -258,7 +258,8 @@ def check_nothing_counts(objective: Objective) -> None:
 
 def check_accumulation(objective: Objective) -> None:
     """With ``num_items`` the sum over micro-batches is the full batch, where weights look at their own term only."""
-    if objective.reduction.name in ("none", "sum", "group_mean") or isinstance(objective.criterion, Objective):
+    undivided = ("none", "sum", "group_mean", "log_mean_exp")
+    if objective.reduction.name in undivided or isinstance(objective.criterion, Objective):
         return
     weighting = objective.weighting
     if not objective.independent:

@@ -15,6 +15,7 @@ name              value                                                 with ``n
 ``batch_mean``    sum(m w l) / samples with a valid term, each m times  sum(m w l) / k
 ``sequence_mean`` mean over sequences of sum_t(m w l) / sum_t(m n)      sum over sequences / k
 ``group_mean``    mean over groups present of sum_g(m w l) / sum_g(m n) sum over groups / k
+``LogMeanExp(t)`` t log(sum(m exp(w l / t)) / sum(m))                   not defined
 ================= ===================================================== ======================
 
 A denominator of 0 (empty batch, everything masked) gives 0, attached to the graph.
@@ -250,6 +251,52 @@ class GroupMean(Reduction):
         safe = torch.where(size > 0, size, torch.ones_like(size))
         present = counts / torch.where(members > 0, members, torch.ones_like(members))
         return (terms.times(weighted).reshape(-1) / safe).sum(), present.sum()
+
+
+@final
+class LogMeanExp(Reduction):
+    r"""t log(sum(m exp(w l / t)) / sum(m)): between the mean (t to infinity) and the largest loss (t to 0).
+
+    The value of KL-robust optimisation; its gradient in the losses are the weights of
+    :class:`~reweigh.weighting.KLDRO`. It is no ratio of sums, so it takes no ``num_items``: micro-batches and ranks
+    each have their own.
+
+    Args:
+        temperature: t > 0, in units of the loss, or a schedule.
+        empty: As in :class:`Reduction`.
+    """
+
+    name = "log_mean_exp"
+
+    def __init__(self, temperature: float = 1.0, *, empty: Empty = "zero") -> None:
+        super().__init__(empty=empty)
+        self.temperature = check_number(self, "temperature", temperature, low=0.0, open_low=True)
+
+    def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor | float]:
+        raise ValueError(f"reduction {self.name!r} is no ratio of sums over terms; use 'mean' with the weighting KLDRO")
+
+    def __call__(
+        self,
+        weighted: Tensor,
+        weights: Tensor | None,
+        terms: LossTerms,
+        num_items: float | Tensor | None = None,
+    ) -> Tensor:
+        if num_items is not None:
+            raise ValueError(
+                f"num_items replaces a denominator, and reduction {self.name!r} is no ratio of sums; use 'mean' "
+                "with the weighting KLDRO"
+            )
+        counts = terms.counts()
+        score = weighted / self.temperature + torch.where(counts > 0, counts, 1.0).log()
+        held = torch.where(counts > 0, score, -torch.inf).reshape(-1)
+        size = counts.sum()
+        some = size > 0
+        # where nothing counts all is minus infinity, whose gradient is not a number
+        total = torch.where(some, held, torch.zeros_like(held)).logsumexp(0) if held.numel() else size
+        value = self.temperature * (total - torch.where(some, size, torch.ones_like(size)).log())
+        nothing = weighted.sum() * (0.0 if self.empty == "zero" else torch.nan)
+        return torch.where(some, value, nothing)
 
 
 def _per_sample(value: Tensor) -> Tensor:

@@ -47,11 +47,13 @@ from .importance import (
     SelfInfluence,
     log_ratio_from_classifier,
 )
+from .instance import KLDRO, ChiSquareDRO, CompositionalDRO, LossRange, Tilted
 from .noise import TransitionWeight, dirichlet_weights, resample_weights
 from .pair import CirclePacing
 from .region import LossPower, VolumeBalance
 from .sample import SampleTable
 from .schedules import Cosine, Linear, Piecewise, Schedule
+from .selection import CVaR, SelfPaced, SmallLoss, SuperLoss
 from .tasks import *  # noqa: F403
 from .terms import LossTerms
 from .token import TLDR, PowerLawDecay
@@ -61,11 +63,14 @@ __all__ = [
     "AdaptiveAsymmetricFocal",
     "AsymmetricFocal",
     "Between",
+    "CVaR",
+    "ChiSquareDRO",
     "CirclePacing",
     "ClassTable",
     "ClassWeight",
     "Clip",
     "CompSum",
+    "CompositionalDRO",
     "Confidence",
     "Constant",
     "Cosine",
@@ -92,9 +97,11 @@ __all__ = [
     "InClasses",
     "InverseClassLoss",
     "InverseFrequency",
+    "KLDRO",
     "LRAT",
     "Linear",
     "LossPower",
+    "LossRange",
     "LossTerms",
     "MAIL",
     "Normalize",
@@ -111,10 +118,14 @@ __all__ = [
     "Scope",
     "ScoreWeight",
     "SelfInfluence",
+    "SelfPaced",
+    "SmallLoss",
     "Sum",
+    "SuperLoss",
     "SymmetricCrossEntropy",
     "TLDR",
     "Taylor",
+    "Tilted",
     "TransitionWeight",
     "VolumeBalance",
     "Warmup",

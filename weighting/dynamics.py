@@ -70,6 +70,7 @@ class Dynamic(Configured, nn.Module, metaclass=_Built):
         super().__init__()
         self._pending: dict[str, Tensor] = {}
         self._pending_on: dict[str, Event] = {}
+        self._numbers: set[str] = set()
         self._rows: dict[str, list[Tensor]] = {}
         self._widths: dict[str, int] = {}
         self._exact: set[str] = set()
@@ -97,7 +98,10 @@ class Dynamic(Configured, nn.Module, metaclass=_Built):
 
         It is committed at every step (and at the event that this module lives on), or only at the event ``on``.
         """
-        self._pending[name] = torch.zeros(shape, dtype=torch.float64)
+        # torch.compile drops what is added to a 0-d tensor on the CPU, so a single number is kept as a vector
+        self._pending[name] = torch.zeros(shape or (1,), dtype=torch.float64)
+        if not shape:
+            self._numbers.add(name)
         if on is not None:
             self._pending_on[name] = on
         self.track_events()
@@ -180,7 +184,8 @@ class Dynamic(Configured, nn.Module, metaclass=_Built):
             # where nothing has values yet there is nothing to carry over
             moved = torch.zeros_like(pending, device=value.device) if pending.is_meta else pending.to(value.device)
             pending = self._pending[name] = moved
-        pending.add_(value.detach().to(pending.dtype))
+        value = value.detach().to(pending.dtype)
+        pending.add_(value.reshape(1) if name in self._numbers else value)
 
     def collect(self, name: str, rows: Tensor) -> None:
         """Add ``(n, width)`` pending rows, on this rank only, without communication."""
@@ -357,7 +362,8 @@ def _gather(modules: list[tuple[Dynamic, list[str]]]) -> list[dict[str, Tensor]]
                         raise TypeError(f"{type(module).__name__}: rows need sync 'auto' or None, got {module.sync!r}")
                     joining.append((found, name))
             else:
-                found[name] = module._pending[name].clone()
+                waiting = module._pending[name].clone()
+                found[name] = waiting.reshape(()) if name in module._numbers else waiting
                 packs.setdefault(module.sync, []).append((found, name))
     for sync, slots in packs.items():
         if not communicates(sync):

@@ -237,7 +237,7 @@ class FocalSlope(Confidence):
     deviations=(
         "1 - p is not clamped at 1e-5, where the authors' bonus and its gradient stop: end=1 goes on to the dtype's "
         "eps (to 3e-10 in float32, 1e-77 in float64 where the criterion has log(1 - p) exactly), then along the "
-        "tangent that the authors use for end < 1, so no gradient dies.",
+        "tangent that the authors use for end < 1.",
     ),
     examples=({}, {"end": 0.0}, {"end": 0.5}, {"end": 1.0}),
 )
@@ -269,7 +269,8 @@ class Encouraging(Confidence):
         already drown the rest.
 
     Deviations:
-        No clamp at 1 - p = 1e-5; beyond what the dtype knows of 1 - p the tangent goes on.
+        No clamp at 1 - p = 1e-5; beyond what the dtype knows of 1 - p the tangent goes on. Under ``end=1`` take a
+        criterion with exact :math:`\log(1-p)` (:class:`~reweigh.losses.ExactCrossEntropy`).
 
     Args:
         end: In [0, 1], or a schedule. Default 0.75 (authors' code); 0.5 is safe everywhere, 1 the pure logarithm.

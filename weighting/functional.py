@@ -104,13 +104,92 @@ def hard_negative_weight(loss: Tensor, negative: Tensor, counts: Tensor, ratio: 
     chosen = counts * negative
     slack = 1.0 + 4.0 * torch.finfo(torch.float64).eps  # 0.29 * 100 is 29
     wanted = (ratio * (counts - chosen).sum() * slack).floor().clamp_min(minimum)
-    ease = torch.where(chosen > 0, -loss.double(), torch.full_like(counts, torch.inf)).reshape(-1)
-    ordered, order = ease.sort()
-    total = torch.cat([counts.new_zeros(1), chosen.reshape(-1)[order].cumsum(0)])
-    harder = total[torch.searchsorted(ordered, ease)]
-    tied = total[torch.searchsorted(ordered, ease, right=True)] - harder
-    share = ((wanted - harder) / torch.where(tied > 0, tied, torch.ones_like(tied))).clamp(0.0, 1.0)
-    return torch.where(negative, share.reshape(loss.shape), torch.ones_like(counts))
+    return torch.where(negative, first_share(-loss.double(), chosen, wanted), torch.ones_like(counts))
+
+
+def first_share(key: Tensor, counts: Tensor, wanted: Tensor | float) -> Tensor:
+    r"""How much of each term is among the first ``wanted`` in ascending order of ``key``; equal keys share.
+
+    Args:
+        key: ``(*S)`` float64; constants.
+        counts: ``(*S)`` float64, how many equal terms each stands for; 0 leaves a term out.
+        wanted: How many terms are taken; need not be whole.
+
+    Returns:
+        ``(*S)`` float64 shares in [0, 1]; 1 or 0 but for the edge.
+    """
+    place = torch.where(counts > 0, key, torch.full_like(key, torch.inf)).reshape(-1)
+    ordered, order = place.sort()
+    total = torch.cat([counts.new_zeros(1), counts.reshape(-1)[order].cumsum(0)])
+    before = total[torch.searchsorted(ordered, place)]
+    tied = total[torch.searchsorted(ordered, place, right=True)] - before
+    share = ((wanted - before) / torch.where(tied > 0, tied, torch.ones_like(tied))).clamp(0.0, 1.0)
+    return share.reshape(key.shape)
+
+
+def chi_square_weight(loss: Tensor, counts: Tensor, rho: Hyper) -> Tensor:
+    r"""The weights that maximise :math:`\frac1N\sum w\ell` with mean 1 and :math:`\frac1{2N}\sum (w-1)^2 \le \rho`.
+
+    They are :math:`[1 + (\ell - \bar\ell_m) / d]_+ N/m` over the m largest losses; m and d follow from sums over the
+    sorted losses, without iteration.
+
+    Args:
+        loss: ``(*S)`` losses; constants.
+        counts: ``(*S)`` how many equal terms each stands for; 0 leaves a term out.
+        rho: Radius of the ball, >= 0.
+
+    Returns:
+        ``(*S)`` float64 weights.
+    """
+    counts = counts.double().reshape(-1)
+    if not counts.numel():
+        return counts.reshape(loss.shape)
+    valid, loss = counts > 0, loss.double()
+    x = torch.where(valid, loss.reshape(-1), -torch.inf)
+    top = x.amax()
+    x = x - torch.where(top.isfinite(), top, torch.zeros_like(top))  # from the largest down: what matters is exact
+    least = torch.where(valid, x, torch.inf).amin()
+    x = torch.where(valid, x, torch.where(least.isfinite(), least, torch.zeros_like(least)))
+    x, order = x.sort(descending=True)
+    n = counts[order]
+    size, reach = n.sum(), 1.0 + 2.0 * rho
+    mass, first, second = n.cumsum(0), (n * x).cumsum(0), (n * x * x).cumsum(0)
+    # the ratio of second to squared first moment if the edge were at each loss in turn; it falls along the order
+    lean, square = first - mass * x, second - 2.0 * x * first + mass * x * x
+    ratio = torch.where(lean > 0, size * square / torch.where(lean > 0, lean, 1.0).square(), torch.inf)
+    last = (ratio > reach).sum() - 1
+    m = mass.gather(0, last.reshape(1))
+    mean = first.gather(0, last.reshape(1)) / torch.where(m > 0, m, torch.ones_like(m))
+    active = torch.arange(len(x), device=x.device) <= last
+    spread = (n * active * (x - mean).square()).sum() / torch.where(m > 0, m, torch.ones_like(m))
+    slope = ((reach * m - size).clamp_min(0.0) / torch.where(spread > 0, size * spread, torch.inf)).sqrt()
+    found = torch.where(active, (1.0 + (x - mean) * slope).clamp_min(0.0), 0.0)
+    found = found * size / torch.where(m > 0, m, torch.ones_like(m))
+    return torch.zeros_like(found).index_copy(0, order, found).reshape(loss.shape)
+
+
+def lambert_w(z: Tensor) -> Tensor:
+    r"""Principal branch of Lambert's W, :math:`W e^W = z`, for :math:`z \ge -1/e`; held there from below.
+
+    A series at the branch point or a logarithm elsewhere, then Halley's iteration, always four steps. Constants only.
+    """
+    z = z.detach().clamp_min(-math.exp(-1.0))
+    root = (2.0 * (math.e * z + 1.0)).clamp_min(0.0).sqrt()
+    near = -1.0 + root * (1.0 + root * (-1.0 / 3.0 + root * (11.0 / 72.0)))
+    log = torch.log1p(z.clamp_min(-0.5))
+    w = torch.where(z < -0.25, near, log * (1.0 - torch.log1p(log) / (2.0 + log)))
+    for _ in range(4):
+        rise = torch.exp(w)
+        error, up = w * rise - z, w + 1.0
+        safe = torch.where(up > 1e-5, up, torch.ones_like(up))
+        step = error / (rise * safe - (w + 2.0) * error / (2.0 * safe))
+        w = torch.where(up > 1e-5, w - step, w)  # at the branch point the series is exact, and the step 0 / 0
+    return w
+
+
+def super_loss_confidence(loss: Tensor, tau: Hyper, lam: Hyper) -> Tensor:
+    r"""SuperLoss's :math:`\log\sigma = -W\big(\tfrac12\max(-2/e, (\ell - \tau)/\lambda)\big)`."""
+    return -lambert_w(0.5 * ((loss.double() - tau) / lam).clamp_min(-2.0 / math.e))
 
 
 def effective_sample_size(weights: Tensor, counts: Tensor | None = None) -> Tensor:
@@ -163,13 +242,8 @@ def top_share(value: Tensor, counts: Tensor, keep: Hyper, *, largest: bool = Tru
         what is left for them.
     """
     counts, value = counts.double(), value.double()
-    rank = torch.where(counts > 0, -value if largest else value, torch.full_like(value, torch.inf)).reshape(-1)
-    ordered, order = rank.sort()
-    total = torch.cat([counts.new_zeros(1), counts.reshape(-1)[order].cumsum(0)])
-    before = total[torch.searchsorted(ordered, rank)]
-    tied = total[torch.searchsorted(ordered, rank, right=True)] - before
-    share = (keep * counts.sum() - before) / torch.where(tied > 0, tied, torch.ones_like(tied))
-    return torch.where(counts > 0, share.clamp(0.0, 1.0).reshape(value.shape), torch.zeros_like(value))
+    share = first_share(-value if largest else value, counts, keep * counts.sum())
+    return torch.where(counts > 0, share, torch.zeros_like(value))
 
 
 def counted_quantile(value: Tensor, counts: Tensor, level: float) -> Tensor:

@@ -3,7 +3,7 @@
 from .base import Criterion
 from .binary import BinaryCrossEntropy
 from .classwise import ClasswiseCrossEntropy
-from .confidence import ActivePassive, ClosedForm, NormalizedClosedForm
+from .confidence import ActivePassive, ClosedForm, ExactCrossEntropy, NormalizedClosedForm
 from .element import CrossEntropy
 from .function import FromLoss
 from .joint import Joint
@@ -26,6 +26,7 @@ __all__ = [
     "ClosedForm",
     "Criterion",
     "CrossEntropy",
+    "ExactCrossEntropy",
     "FromLoss",
     "Joint",
     "LabelDRO",

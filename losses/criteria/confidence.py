@@ -52,8 +52,8 @@ class ClosedForm(Criterion):
 
     Args:
         confidence: The loss: a :class:`~reweigh.weighting.Confidence`.
-        criterion: Any whose loss is :math:`-\log p_t`: :class:`CrossEntropy` (the default), :class:`CausalLM`,
-            :class:`BinaryCrossEntropy`, :class:`NoisyCrossEntropy` with ``corrected=True``, or a plugin's.
+        criterion: Any whose loss is :math:`-\log p_t`: :class:`CrossEntropy` (the default), :class:`ExactCrossEntropy`,
+            :class:`CausalLM`, :class:`BinaryCrossEntropy`, :class:`NoisyCrossEntropy`, or a plugin's.
 
     Shapes:
         Those of the criterion.
@@ -202,6 +202,46 @@ class _OverClasses(SoftmaxCriterion):
             ignored = target.masked_fill(torch.rand(target.shape, generator=generator) < 0.4, self.ignore_index)
             found |= {f"{shape}": (logits, target), f"{shape}, some ignored": (logits, ignored)}
         return found
+
+
+@final
+class ExactCrossEntropy(_OverClasses):
+    r"""Softmax cross-entropy that knows the target's probability and its complement to the last digits.
+
+    .. math:: \ell_i = -\log p_i
+
+    :class:`CrossEntropy` has :math:`\log(1 - p)` exactly for two classes only; from its :math:`\log p` no more of
+    :math:`1 - p` can be had than rounding left, and its gradient :math:`p - 1` cancels likewise. Here the other
+    classes' probabilities are added up, a few passes more over the logits. Worth it under weights that grow without
+    bound as p goes to 1 (:class:`~reweigh.weighting.Encouraging`), and for losses of nearly certain terms in float32.
+
+    Provides ``loss``, ``log_pt``, ``log_qt`` (both exact), ``target``, ``category``.
+
+    Args:
+        ignore_index: Targets with this value are removed.
+        logits: A transform applied to the logits first.
+        validate: As in :class:`~reweigh.losses.CrossEntropy`.
+
+    Shapes:
+        As :class:`NormalizedClosedForm`.
+
+    Raises:
+        TypeError: If ``logits`` is not floating-point or ``target`` not integer.
+        ValueError: If shapes do not fit or a label is out of range.
+
+    Example:
+        >>> import torch
+        >>> ExactCrossEntropy().terms(torch.tensor([[40.0, 0.0, 0.0]]), torch.tensor([0])).loss
+        tensor([8.4967e-18])
+    """
+
+    def __init__(
+        self, *, ignore_index: int = -100, logits: LogitTransform | None = None, validate: bool | None = None
+    ) -> None:
+        super().__init__(None, ignore_index, 0.0, logits, validate)
+
+    def _loss(self, log_pt: Tensor, log_qt: Tensor, log_p: Tensor, log_q: Tensor, dim: int) -> Tensor:
+        return -log_pt
 
 
 @final

@@ -17,6 +17,7 @@ from .robust_confidence import (
     taylor_loss,
 )
 from .robust_group import group_dro_loss
+from .robust_instance import chi_square_dro_loss, cvar_loss, kl_dro_loss, tilted_loss
 from .robust_label import adaptive_temperatures, aldr_loss, alim_loss, ldr_loss, partial_label_beliefs
 from .robust_transition import forward_correction_loss, transition_reweighted_loss
 from .segmentation import dice_loss, generalized_dice_loss, self_adjusting_dice_loss, tversky_loss, unified_focal_loss
@@ -28,10 +29,12 @@ __all__ = [
     "alim_loss",
     "asymmetric_loss",
     "asymmetric_single_label_loss",
+    "chi_square_dro_loss",
     "circle_classification_loss",
     "circle_loss",
     "circle_similarity_loss",
     "comp_sum_loss",
+    "cvar_loss",
     "dice_loss",
     "encouraging_loss",
     "focal_loss",
@@ -39,6 +42,7 @@ __all__ = [
     "gce_loss",
     "generalized_dice_loss",
     "group_dro_loss",
+    "kl_dro_loss",
     "ldr_loss",
     "mae_loss",
     "normalized_loss",
@@ -51,6 +55,7 @@ __all__ = [
     "sigmoid_focal_loss",
     "sigmoid_focal_loss_star",
     "taylor_loss",
+    "tilted_loss",
     "tldr_loss",
     "transition_reweighted_loss",
     "tversky_loss",

@@ -3,6 +3,7 @@
 from .confidence import CompSumLoss, GCELoss, MAELoss, SCELoss
 from .expansion import EncouragingLoss, PolyLoss, TaylorLoss
 from .group import GroupDROLoss
+from .instance import ChiSquareDROLoss, CVaRLoss, KLDROLoss, TiltedLoss
 from .label import ALDRLoss, LDRLoss
 from .normalized import ActivePassiveLoss, NormalizedLoss
 from .partial import ALIMLoss
@@ -12,16 +13,20 @@ __all__ = [
     "ALDRLoss",
     "ALIMLoss",
     "ActivePassiveLoss",
+    "CVaRLoss",
+    "ChiSquareDROLoss",
     "CompSumLoss",
     "EncouragingLoss",
     "ForwardCorrectionLoss",
     "GCELoss",
     "GroupDROLoss",
+    "KLDROLoss",
     "LDRLoss",
     "MAELoss",
     "NormalizedLoss",
     "PolyLoss",
     "SCELoss",
     "TaylorLoss",
+    "TiltedLoss",
     "TransitionReweightedLoss",
 ]

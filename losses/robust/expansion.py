@@ -8,6 +8,7 @@ from reweigh.weighting.expansion import Encouraging, Poly, Taylor
 from reweigh.weighting.schedules import Schedule
 
 from ..classification import PerClass
+from ..criteria.confidence import ExactCrossEntropy
 from ..criteria.element import CrossEntropy
 from ..objective import Objective
 from ..reductions import Reduction, ReductionName
@@ -180,8 +181,8 @@ class PolyLoss(Objective):
         "reduction": ("'mean'", "authors' code"),
     },
     deviations=(
-        "1 - p is not clamped at 1e-5, where the authors' bonus and its gradient stop: end=1 goes on to the dtype's "
-        "eps and then along the tangent that the authors use for end < 1, so no gradient dies.",
+        "1 - p is not clamped at 1e-5, where the authors' bonus and its gradient stop: it is added up from the other "
+        "classes, and end=1 goes on to 3e-10 in float32, 1e-77 in float64, then along the tangent.",
     ),
     examples=({}, {"end": 0.0}, {"end": 1.0}, {"end": 0.5, "form": "weighted"}),
 )
@@ -209,7 +210,7 @@ class EncouragingLoss(Objective):
         already drown the rest.
 
     Deviations:
-        No clamp at 1 - p = 1e-5; beyond what the dtype knows of 1 - p the tangent goes on.
+        No clamp at 1 - p = 1e-5; the tangent goes on beyond 3e-10 (float32) or 1e-77 (float64).
 
     Args:
         end: In [0, 1], or a schedule. Default 0.75 (authors' code); 0.5 is safe everywhere, 1 the pure logarithm.
@@ -218,8 +219,7 @@ class EncouragingLoss(Objective):
         reduction: See :mod:`reweigh.losses.reductions`.
 
     Shapes:
-        ``(logits (N, C, ...), target (N, ...))``; scalar unless ``"none"``. Targets are class indices; ``"weighted"``
-        also takes probabilities, weighed by :math:`\sum_c y_c p_c`.
+        ``(logits (N, C, ...), target (N, ...))``, C at least 2, class indices; scalar unless ``"none"``.
 
     Example:
         >>> import torch
@@ -240,4 +240,4 @@ class EncouragingLoss(Objective):
         ignore_index: int = -100,
         reduction: Reduction | ReductionName = "mean",
     ) -> None:
-        super().__init__(*formed(self, form, Encouraging(end), CrossEntropy(ignore_index=ignore_index)), reduction)
+        super().__init__(*formed(self, form, Encouraging(end), ExactCrossEntropy(ignore_index=ignore_index)), reduction)
