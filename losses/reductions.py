@@ -262,7 +262,7 @@ class LogMeanExp(Reduction):
     each have their own.
 
     Args:
-        temperature: t > 0, in units of the loss, or a schedule.
+        temperature: t > 0, in units of the loss.
         empty: As in :class:`Reduction`.
     """
 
@@ -288,13 +288,16 @@ class LogMeanExp(Reduction):
                 "with the weighting KLDRO"
             )
         counts = terms.counts()
-        score = weighted / self.temperature + torch.where(counts > 0, counts, 1.0).log()
-        held = torch.where(counts > 0, score, -torch.inf).reshape(-1)
         size = counts.sum()
         some = size > 0
+        top = torch.where(counts > 0, weighted.detach(), -torch.inf).amax() if counts.numel() else size
+        top = torch.where(some, top, torch.zeros_like(top))
+        # from the largest down: a float32 sum at 1e4 / t would be too coarse for its own gradient
+        score = (weighted - top) / self.temperature + torch.where(counts > 0, counts, 1.0).log()
+        held = torch.where(counts > 0, score, -torch.inf).reshape(-1)
         # where nothing counts all is minus infinity, whose gradient is not a number
         total = torch.where(some, held, torch.zeros_like(held)).logsumexp(0) if held.numel() else size
-        value = self.temperature * (total - torch.where(some, size, torch.ones_like(size)).log())
+        value = top + self.temperature * (total - torch.where(some, size, torch.ones_like(size)).log())
         nothing = weighted.sum() * (0.0 if self.empty == "zero" else torch.nan)
         return torch.where(some, value, nothing)
 

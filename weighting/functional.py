@@ -168,23 +168,42 @@ def chi_square_weight(loss: Tensor, counts: Tensor, rho: Hyper) -> Tensor:
     return torch.zeros_like(found).index_copy(0, order, found).reshape(loss.shape)
 
 
+_INVERSE_E = (0.36787944117144233, -1.2428753672788363e-17)
+"""1/e, and what float64 leaves of it."""
+_AT_THE_BRANCH = (
+    -1.0,
+    1.0,
+    -1.0 / 3.0,
+    11.0 / 72.0,
+    -43.0 / 540.0,
+    769.0 / 17280.0,
+    -221.0 / 8505.0,
+    680863.0 / 43545600.0,
+    -1963.0 / 204120.0,
+    226287557.0 / 37623398400.0,
+)
+"""Coefficients of W in powers of sqrt(2 (e z + 1))."""
+
+
 def lambert_w(z: Tensor) -> Tensor:
     r"""Principal branch of Lambert's W, :math:`W e^W = z`, for :math:`z \ge -1/e`; held there from below.
 
-    A series at the branch point or a logarithm elsewhere, then Halley's iteration, always four steps. Constants only.
+    To the last digits of float64, at the branch point (a series in the distance from it) and for the largest numbers
+    (Newton's method for :math:`W + \log W = \log z`, always five steps). Constants only.
     """
-    z = z.detach().clamp_min(-math.exp(-1.0))
-    root = (2.0 * (math.e * z + 1.0)).clamp_min(0.0).sqrt()
-    near = -1.0 + root * (1.0 + root * (-1.0 / 3.0 + root * (11.0 / 72.0)))
-    log = torch.log1p(z.clamp_min(-0.5))
-    w = torch.where(z < -0.25, near, log * (1.0 - torch.log1p(log) / (2.0 + log)))
-    for _ in range(4):
-        rise = torch.exp(w)
-        error, up = w * rise - z, w + 1.0
-        safe = torch.where(up > 1e-5, up, torch.ones_like(up))
-        step = error / (rise * safe - (w + 2.0) * error / (2.0 * safe))
-        w = torch.where(up > 1e-5, w - step, w)  # at the branch point the series is exact, and the step 0 / 0
-    return w
+    x = z.detach().double()
+    root = (2.0 * math.e * ((x + _INVERSE_E[0]) + _INVERSE_E[1]).clamp_min(0.0)).sqrt()
+    near = torch.zeros_like(x)
+    for coefficient in reversed(_AT_THE_BRANCH):
+        near = near * root + coefficient
+    log = torch.log1p(x.clamp_min(-0.5))
+    w = torch.where(x < -0.25, near, log * (1.0 - torch.log1p(log) / (2.0 + log)))
+    plain = (x != 0) & (root > 0.05) & x.isfinite()  # elsewhere z / W is not a number, or rounding is what it shows
+    for _ in range(5):
+        held, ratio = torch.where(plain, w, 1.0), torch.where(plain, x / torch.where(plain, w, 1.0), 1.0)
+        w = torch.where(plain, held / (1.0 + held) * (1.0 + ratio.log()), w)
+    w = torch.where(root > 0.05, w, near)
+    return torch.where(x.isposinf(), x, w).to(z.dtype)
 
 
 def super_loss_confidence(loss: Tensor, tau: Hyper, lam: Hyper) -> Tensor:

@@ -163,7 +163,7 @@ class SmallLoss(_Share):
     deviations=(
         "Lambert's W in torch, on the terms' device; the common code goes through SciPy on the CPU and divides by a "
         "fixed batch size.",
-        "The running mean starts with the first optimizer step, in which all terms count the same, and moves once per step.",
+        "The running mean starts with the first optimizer step, in which all terms count the same; one move per step.",
     ),
     examples=({}, {"lam": 0.25, "tau": 1.386}),
 )

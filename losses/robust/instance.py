@@ -54,8 +54,9 @@ class KLDROLoss(_Instances):
     - :math:`r`: ``temperature``
 
     Weights:
-        p times the number of terms, averaging 1, detached: the exact gradient of :math:`r \log \frac1N \sum_i e^{\mathrm{CE}_i/r}`,
-        which ``Objective(CrossEntropy(), None, LogMeanExp(r))`` has as its value. No argument is neutral.
+        p times the number of terms, averaging 1, detached: the exact gradient of
+        :math:`r \log \frac1N \sum_i e^{\mathrm{CE}_i/r}`, which ``Objective(CrossEntropy(), None, LogMeanExp(r))`` has
+        as its value. No argument is neutral.
 
     State and cadence:
         None. ``temperature`` may be a schedule.
@@ -151,8 +152,9 @@ class CVaRLoss(_Instances):
         0.6931
 
     References:
-        R. T. Rockafellar, S. Uryasev, "Optimization of Conditional Value-at-Risk", Journal of Risk 2000; A. Shrivastava,
-        A. Gupta, R. Girshick, "Training Region-based Object Detectors with Online Hard Example Mining", CVPR 2016.
+        R. T. Rockafellar, S. Uryasev, "Optimization of Conditional Value-at-Risk", Journal of Risk 2000;
+        A. Shrivastava, A. Gupta, R. Girshick, "Training Region-based Object Detectors with Online Hard Example
+        Mining", CVPR 2016.
     """
 
     def __init__(
@@ -181,7 +183,9 @@ class CVaRLoss(_Instances):
 class ChiSquareDROLoss(_Instances):
     r"""Cross-entropy under the worst distribution in a chi-square ball around the batch.
 
-    .. math:: L = \max_{w \ge 0,\; \bar w = 1} \frac1N \sum_i w_i\,\mathrm{CE}_i \quad \text{with} \quad \frac{1}{2N} \sum_i (w_i - 1)^2 \le \rho
+    .. math::
+        L = \max_{w \ge 0,\; \bar w = 1} \frac1N \sum_i w_i\,\mathrm{CE}_i \quad \text{with} \quad
+        \frac{1}{2N} \sum_i (w_i - 1)^2 \le \rho
 
     - :math:`\rho`: ``rho``; :math:`N`: number of terms
 
@@ -251,7 +255,8 @@ class TiltedLoss(_Instances):
     - :math:`t`: ``tilt``: above 0 towards large losses, below 0 away from them
 
     Weights:
-        :class:`~reweigh.weighting.Tilted`'s, detached: the exact gradient of :math:`\frac1t \log \frac1N \sum_i e^{t\,\mathrm{CE}_i}`.
+        :class:`~reweigh.weighting.Tilted`'s, detached: the exact gradient of
+        :math:`\frac1t \log \frac1N \sum_i e^{t\,\mathrm{CE}_i}`.
         ``tilt=0`` is neutral.
 
     State and cadence:
