@@ -24,6 +24,7 @@ from .criteria import (
     PartialLabelCrossEntropy,
     ProxyCrossEntropy,
     SelfAdjustingDice,
+    StackedLosses,
     TaskLosses,
 )
 from .gradient_balancing import GradientBalancer
@@ -50,6 +51,7 @@ from .registry import create as create
 from .registry import registry as registry
 from .robust import (
     ActivePassiveLoss,
+    AdaWACLoss,
     ALDRLoss,
     ALIMLoss,
     ChiSquareDROLoss,
@@ -78,6 +80,7 @@ __all__ = [
     "Accumulator",
     "ActivePassive",
     "ActivePassiveLoss",
+    "AdaWACLoss",
     "AdaptiveLabelDRO",
     "AsymmetricLoss",
     "AsymmetricSingleLabelLoss",
@@ -135,6 +138,7 @@ __all__ = [
     "SelfAdjustingDiceLoss",
     "SequenceMean",
     "SigmoidFocalLoss",
+    "StackedLosses",
     "TLDRLoss",
     "TaskLosses",
     "TaylorLoss",

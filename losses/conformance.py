@@ -24,6 +24,7 @@ from .criteria.binary import BinaryCrossEntropy
 from .criteria.element import CrossEntropy
 from .criteria.pair import PairSimilarity
 from .criteria.region import Overlap
+from .criteria.stacked import StackedLosses
 from .criteria.task import TaskLosses
 from .criteria.transition import NoisyCrossEntropy
 from .objective import Objective
@@ -39,6 +40,7 @@ CRITERION_FOR: dict[str, Callable[[], Criterion]] = {
     "binary": BinaryCrossEntropy,
     "region": Overlap,
     "pair": PairSimilarity,
+    "stacked": StackedLosses,
     "task": lambda: TaskLosses(TASKS),
 }
 """Makers of a criterion by what a weighting acts on (``Method.acts_on``)."""

@@ -104,7 +104,7 @@ def test_two_hundred_steps_leave_nothing_behind(case):
     for step in range(200):
         if step == 20:
             before = alive()
-        first = inputs[0] * net.weight  # a new graph at every step
+        first = inputs[0] * net.weight.squeeze()  # a new graph at every step
         objective(first, *inputs[1:], **meta).sum().backward()
         objective.update("step", index=step)
     assert alive() <= before

@@ -40,6 +40,7 @@ HELD = {
         "cadence",
         "gather",
     },
+    "adawac": {"num_samples", "lr", "device", "storage"},
     "aldr": {"num_samples", "device", "storage"},
     "alim": {"num_samples", "num_classes", "noise_rate", "start", "device", "storage"},
 }
@@ -66,13 +67,13 @@ def test_weighting_equals_its_reference(name):
         rows = [
             [
                 {
-                    "loss": terms.loss[i].item(),
+                    "loss": terms.loss[i].tolist(),
                     "p": None if terms.log_pt is None else terms.log_pt[i].exp().item(),
                     "target": None if terms.target is None else terms.target[i].item(),
                     "score": None if terms.score is None else terms.score[i].item(),
                     "group": None if terms.group is None else terms.group[i].item(),
                     "index": None if terms.index is None else terms.index[i].item(),
-                    "category": 0 if terms.category is None else int(terms.category[i]),
+                    "category": 0 if terms.category is None else terms.category[i].tolist(),
                     **{name: value[i].tolist() for name, value in (terms.extras or {}).items()},
                 }
                 for i in range(len(terms.loss))

@@ -1,6 +1,7 @@
 """Robust weights of instances: what they maximise, their limits, and numbers that would overflow."""
 
 import copy
+import gc
 import math
 
 import pytest
@@ -274,3 +275,315 @@ def test_an_integer_sample_weight_means_copies(name):
     repeated = losses.repeat_interleave(copies)
     found = objective.weights(losses, sample_weight=copies.double()).repeat_interleave(copies)
     same(found, objective.weights(repeated))
+
+
+# the reduction
+
+
+@given(vectors, st.floats(0.1, 10.0))
+@quick
+def test_log_mean_exp_counts_copies_and_leaves_masked_terms_out(values, r):
+    losses, reduction = vector(values), LogMeanExp(r)
+    copies = torch.arange(len(values)) % 3
+    objective = raw(None, reduction)
+    if copies.sum():
+        wanted = objective(losses.repeat_interleave(copies))
+        same(objective(losses, sample_weight=copies.double()), wanted)
+    mask = torch.arange(len(values)) % 2 == 0
+    same(objective(losses.masked_fill(~mask, torch.nan), mask=mask), objective(losses[mask]))
+
+
+def test_log_mean_exp_of_weighted_losses():
+    losses, weights = vector([0.5, 2.0, 1.0]), vector([2.0, 0.5, 1.0])
+    wanted = 0.7 * ((weights * losses / 0.7).exp().mean()).log()
+    same(LogMeanExp(0.7)(weights * losses, weights, LossTerms(losses)), wanted)
+    logits, target = (
+        torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).double(),
+        torch.tensor([0, 1, 2, 0, 1]),
+    )
+    focal = Objective(CrossEntropy(), Focal(2.0), "none")(logits, target)
+    same(Objective(CrossEntropy(), Focal(2.0), LogMeanExp(0.7))(logits, target), raw(None, LogMeanExp(0.7))(focal))
+
+
+@pytest.mark.parametrize("empty", ["zero", "nan"])
+@pytest.mark.parametrize("size", [0, 3])
+def test_log_mean_exp_of_nothing(empty, size):
+    losses = torch.full((size,), torch.nan, requires_grad=True)
+    value = raw(None, LogMeanExp(empty=empty))(losses, mask=torch.zeros(size, dtype=torch.bool))
+    assert value.isnan() if empty == "nan" else value == 0
+    if empty == "zero":
+        (grad,) = torch.autograd.grad(value, losses)
+        assert (grad == 0).all()
+
+
+def test_log_mean_exp_is_no_ratio_of_sums():
+    objective = raw(None, LogMeanExp())
+    with pytest.raises(ValueError, match="num_items replaces a denominator, and reduction 'log_mean_exp' is no ratio"):
+        objective(torch.ones(3), num_items=3)
+    with pytest.raises(ValueError, match="'log_mean_exp' is no ratio of sums"):
+        objective.parts(torch.ones(3))
+    with pytest.raises(ValueError, match=r"LogMeanExp: temperature must be finite and > 0, got 0\.0"):
+        LogMeanExp(0.0)
+
+
+def test_log_mean_exp_between_levels():
+    """Sequences by their mean, then the worst of them: one criterion inside the other."""
+    losses = vector([1.0, 3.0, 0.5, 0.5]).reshape(2, 2)
+    sequences = raw(None, "sequence_mean")
+    same(Objective(sequences, None, LogMeanExp(0.5))(losses), raw(None, LogMeanExp(0.5))(vector([2.0, 0.5])))
+    same(Objective(raw(None, LogMeanExp(0.5)), None, "sum")(losses), raw(None, LogMeanExp(0.5))(losses))
+
+
+def test_log_mean_exp_passes_the_suite():
+    check_objective(Objective(CrossEntropy(), None, LogMeanExp(0.5)))
+    check_objective(Objective(CrossEntropy(), Focal(2.0), LogMeanExp(2.0)))
+
+
+# the running normaliser
+
+
+def test_compositional_dro_with_all_of_the_new_batch_is_kl_dro():
+    weighting = CompositionalDRO(0.5, smoothing=1.0)
+    for seed in range(3):
+        losses = torch.rand(6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        same(weigh(weighting, losses), weigh(KLDRO(0.5), losses))
+        weighting.observe(LossTerms(losses))
+        weighting.update("step")
+
+
+@given(st.lists(st.lists(st.floats(0.0, 50.0), min_size=1, max_size=5), min_size=2, max_size=6), st.floats(0.05, 1.0))
+@settings(max_examples=40, deadline=None)
+def test_compositional_weights_are_bounded_by_those_of_the_batch(batches, smoothing):
+    weighting = CompositionalDRO(smoothing=smoothing)
+    for step, values in enumerate(batches):
+        losses = vector(values)
+        weights = weigh(weighting, losses)
+        assert (weights <= weigh(KLDRO(), losses) / smoothing * (1 + 1e-9)).all()
+        if step == 0:
+            same(weights, weigh(KLDRO(), losses))
+        weighting.observe(LossTerms(losses))
+        weighting.update("step", index=step)
+
+
+def test_compositional_dro_approaches_the_weights_over_all_data():
+    """Batches of four of two hundred samples: a softmax over the batch stays wrong, the running one does not."""
+    draw = torch.Generator().manual_seed(0)
+    losses = 2.0 * torch.randn(200, generator=draw, dtype=torch.float64).abs()
+    whole = weigh(KLDRO(), losses)
+    weighting = CompositionalDRO(smoothing=0.002)
+    objective, found, alone = raw(weighting), torch.zeros_like(whole), torch.zeros_like(whole)
+    step = 0
+    for epoch in range(100):
+        for at in torch.randperm(200, generator=draw).split(4):
+            objective(losses[at].requires_grad_())
+            objective.update("step", index=step)
+            step += 1
+            if epoch == 99:
+                found[at] = objective.weights(losses[at])
+                alone[at] = weigh(KLDRO(), losses[at])
+    error = ((found - whole).abs() / whole).max()
+    assert error < 0.1
+    assert ((alone - whole).abs() / whole).max() > 5 * error
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_micro_batches_teach_what_their_batch_does(offset):
+    losses = vector([0.5, 2.0, 1.0, 3.0, 0.1]) + offset
+    whole, parts = CompositionalDRO(smoothing=0.3), CompositionalDRO(smoothing=0.3)
+    for weighting, pieces in ((whole, [losses]), (parts, list(losses.split(2)))):
+        for step in range(2):
+            for piece in pieces:
+                weighting.observe(LossTerms(piece + step))
+            weighting.update("step", index=step)
+            weighting.update("step", index=step)  # a second call of the same step changes nothing
+    same(parts.summary()["log_u"], whole.summary()["log_u"], 1e-12)
+    mean = losses.exp().mean() if not offset else None
+    if mean is not None:
+        same(whole.summary()["log_u"].exp(), 0.7 * mean + 0.3 * math.e * mean, 1e-12)
+
+
+def test_what_is_not_finite_is_not_learned():
+    weighting = CompositionalDRO(smoothing=0.5)
+    weighting.observe(LossTerms(vector([1.0, 2.0])))
+    weighting.update("step")
+    before = copy.deepcopy(weighting.state_dict())
+    for bad in ([torch.inf, 1.0], [torch.nan, 1.0]):
+        weighting.observe(LossTerms(vector(bad)))
+        weighting.update("step")
+    assert weighting.summary()["log_u"] == before["log_u"]
+    assert weigh(weighting, vector([1.0, 2.0])).isfinite().all()
+
+
+def test_looking_does_not_move_u():
+    weighting = CompositionalDRO(smoothing=0.5)
+    losses = vector([1.0, 2.0])
+    same(weigh(weighting, losses), weigh(weighting, losses), 0.0)
+    assert not weighting.get_buffer("seen")
+
+
+def test_temperature_may_be_a_schedule():
+    """ABSGD's: high for some epochs, then low."""
+    weighting = CompositionalDRO(Linear(10.0, 1.0, duration=2, by="epoch"), smoothing=1.0)
+    losses = vector([1.0, 3.0])
+    same(weigh(weighting, losses), weigh(KLDRO(10.0), losses))
+    weighting.update("epoch", index=0)
+    same(weigh(weighting, losses), weigh(KLDRO(5.5), losses))
+
+
+def test_weights_do_not_jump_with_the_temperature():
+    """From 10 to 1, as in ABSGD's script, whose weights are tenfold then: its u is near e^(l / 10), not e^l."""
+    weighting = CompositionalDRO(Linear(10.0, 1.0, duration=1, by="epoch"), smoothing=0.1)
+    losses = 5.0 + torch.rand(64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for step in range(3):
+        weighting.observe(LossTerms(losses))
+        weighting.update("step", index=step)
+    value = 10.0 * weighting.summary()["log_u"]
+    same(value, raw(None, LogMeanExp(10.0))(losses))
+    weighting.update("epoch", index=0)
+    u = 0.9 * value.exp() + 0.1 * losses.exp().mean()
+    same(weigh(weighting, losses), losses.exp() / u)
+    assert 0.9 < weigh(weighting, losses).mean() < 1.1
+    weighting.observe(LossTerms(losses))
+    weighting.update("step", index=3)
+    same(weighting.summary()["log_u"], u.log())
+
+
+def test_two_hundred_steps_leave_nothing_behind():
+    """What the script keeps is the graph of every step before."""
+    weighting = CompositionalDRO(0.5, smoothing=0.05)
+    objective = raw(weighting)
+
+    def held():
+        gc.collect()
+        return sum(issubclass(type(found), torch.Tensor) for found in gc.get_objects())
+
+    seen = []
+    for step in range(200):
+        losses = torch.rand(8, requires_grad=True)
+        objective(losses).backward()
+        objective.update("step", index=step)
+        for name, value in weighting.named_buffers():
+            assert value.grad_fn is None, name
+        if step in (2, 199):
+            seen.append(held())
+    assert seen[0] == seen[1]
+
+
+# the range of losses
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@given(st.lists(st.floats(0.0, 20.0), min_size=2, max_size=9), st.floats(0.2, 5.0), st.floats(0.2, 3.0))
+@settings(max_examples=30, deadline=None)
+def test_weights_of_a_range_stay_within_a_factor(strategy, values, temperature, delta):
+    weights = weigh(LossRange(strategy, temperature=temperature, delta=delta, burn_in=0), vector(values))
+    reach = 1.0 if strategy == "quadratic" else delta
+    assert weights.max() / weights.min() <= math.exp(reach / temperature) * (1 + 1e-9)
+    same(weights.mean().item(), 1.0, 1e-12)
+
+
+def test_what_each_strategy_prefers():
+    losses = vector([0.0, 1.0, 2.0, 3.0, 4.0])
+    order = {name: weigh(LossRange(name, burn_in=0), losses) for name in STRATEGIES}
+    assert order["linupper"][0] < order["linupper"][1] < order["linupper"][2]
+    same(order["linupper"][2:], order["linupper"][2].expand(3))
+    assert (order["upper"].diff() > 0).all()
+    assert order["quadratic"].argmax() == 2
+    same(order["quadratic"], order["quadratic"].flip(0))
+    assert order["extremes"].argmin() == 2
+    same(order["extremes"], order["extremes"].flip(0))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_range_below_the_guard_has_its_middle_at_zero(strategy):
+    """h is 2 (l - middle) / 1e-6 there, as in the authors' code: noise stays noise."""
+    f = {
+        "linupper": lambda h: min(h + 1, 1),
+        "upper": lambda h: 0.5 * h + 0.5,
+        "quadratic": lambda h: 1 - h * h,
+        "extremes": abs,
+    }[strategy]
+    losses = 0.25 + vector([0.0, 1.0, 2.0, 4.0]) * 1e-7
+    raised = [math.exp(f(h)) for h in (-0.4, -0.2, 0.0, 0.4)]
+    wanted = 4 * vector(raised) / sum(raised)
+    same(weigh(LossRange(strategy, burn_in=0), losses), wanted, 1e-8)
+
+
+def test_burn_in_counts_steps_once():
+    weighting, losses = LossRange(burn_in=2), vector([1.0, 2.0, 4.0])
+    for step in range(2):
+        same(weigh(weighting, losses), torch.ones_like(losses), 0.0)
+        for _ in range(3):
+            weighting.update("step", index=step)
+        weighting.update("epoch", index=step)
+    same(weigh(weighting, losses), weigh(LossRange(burn_in=0), losses))
+    resumed = LossRange(burn_in=2)
+    resumed.load_state_dict(weighting.state_dict())
+    same(weigh(resumed, losses), weigh(weighting, losses), 0.0)
+
+
+# the named losses
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named_losses_compare_terms_of_all_ranks_unless_told_otherwise(name):
+    assert isinstance(NAMED[name]().weighting, Gathered)
+    assert not isinstance(NAMED[name](gather=False).weighting, Gathered)
+    with pytest.raises(TypeError, match=f"{NAMED[name].__name__}: gather must be True or False, got 1"):
+        NAMED[name](gather=1)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named_losses_on_pixels_with_ignored_ones(name):
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 4, 4, generator=draw, dtype=torch.float64)
+    target = torch.randint(3, (2, 4, 4), generator=draw)
+    target[0, :2] = 255
+    loss = NAMED[name](ignore_index=255)
+    kept = target != 255
+    flat = NAMED[name]()(logits.movedim(1, -1)[kept], target[kept])
+    same(loss(logits, target), flat)
+
+
+@pytest.mark.parametrize(("loss", "wanted"), [
+    (CVaRLoss(1.0, weight=[1, 2, 3], label_smoothing=0.1), {"weight": vector([1, 2, 3]), "label_smoothing": 0.1}),
+    (TiltedLoss(0.0, label_smoothing=0.2), {"label_smoothing": 0.2}),
+    (ChiSquareDROLoss(0.0, weight=[1, 2, 3]), {"weight": vector([1, 2, 3])}),
+])  # fmt: skip
+def test_neutral_arguments_are_torch_cross_entropy(loss, wanted):
+    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    target = torch.tensor([0, 1, 2, 2, 1, 0])
+    same(loss(logits, target), cross_entropy(logits, target, **wanted))
+
+
+def test_weights_compose():
+    losses = vector([0.5, 2.0, 1.0, 3.0])
+    same(weigh(KLDRO(1.0).clip(max=1.0), losses), weigh(KLDRO(1.0), losses).clamp_max(1.0))
+    product = KLDRO(2.0) * KLDRO(2.0)
+    same(weigh(product.normalize(), losses), weigh(KLDRO(1.0), losses))
+    same(weigh((KLDRO(1.0) ** 0.5).normalize(), losses), weigh(KLDRO(2.0), losses))
+    mixed = weigh(0.5 * CVaR(0.5) + 0.5, losses)
+    same(mixed, 0.5 + 0.5 * weigh(CVaR(0.5), losses))
+    warm = CVaR(Linear(1.0, 0.5, duration=2, by="step"))
+    same(weigh(warm, losses), torch.ones_like(losses))
+    warm.update("step")
+    same(weigh(warm, losses), weigh(CVaR(0.75), losses))
+
+
+@pytest.mark.parametrize(("make", "error", "text"), [
+    (lambda: KLDRO(0.0), ValueError, "KLDRO: temperature must be finite and > 0, got 0.0"),
+    (lambda: KLDRO("hot"), TypeError, "KLDRO: temperature must be a number, got 'hot'"),
+    (lambda: CVaR(0.0), ValueError, "CVaR: alpha must be finite and > 0 and <= 1, got 0.0"),
+    (lambda: CVaR(1.1), ValueError, "CVaR: alpha must be finite and > 0 and <= 1, got 1.1"),
+    (lambda: ChiSquareDRO(-0.1), ValueError, "ChiSquareDRO: rho must be finite and >= 0, got -0.1"),
+    (lambda: Tilted(math.inf), ValueError, "Tilted: tilt must be finite, got inf"),
+    (lambda: CompositionalDRO(smoothing=0.0), ValueError, "CompositionalDRO: smoothing must be finite and > 0 and"),
+    (lambda: LossRange("mid"), ValueError, "LossRange: strategy must be one of 'linupper', 'upper', 'quadratic', "),
+    (lambda: LossRange(delta=0.0), ValueError, "LossRange: delta must be finite and > 0, got 0.0"),
+    (lambda: LossRange(burn_in=-1), ValueError, "LossRange: burn_in must be >= 0, got -1"),
+    (lambda: LossRange(burn_in=1.5), TypeError, "LossRange: burn_in must be an integer, got 1.5"),
+    (lambda: CVaR(Linear(1.0, 0.0, duration=3)), ValueError, "CVaR: alpha must be finite and > 0 and <= 1, got 0.0"),
+])  # fmt: skip
+def test_errors_name_argument_rule_and_value(make, error, text):
+    with pytest.raises(error, match=text):
+        make()

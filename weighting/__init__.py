@@ -51,6 +51,7 @@ from .instance import KLDRO, ChiSquareDRO, CompositionalDRO, LossRange, Tilted
 from .noise import TransitionWeight, dirichlet_weights, resample_weights
 from .pair import CirclePacing
 from .region import LossPower, VolumeBalance
+from .remembered import AdaWAC, RelativeDifficulty, SampleWeight
 from .sample import SampleTable
 from .schedules import Cosine, Linear, Piecewise, Schedule
 from .selection import CVaR, SelfPaced, SmallLoss, SuperLoss
@@ -60,6 +61,7 @@ from .token import TLDR, PowerLawDecay
 from .tokens import token_counts
 
 __all__ = [
+    "AdaWAC",
     "AdaptiveAsymmetricFocal",
     "AsymmetricFocal",
     "Between",
@@ -113,7 +115,9 @@ __all__ = [
     "PowerLawDecay",
     "PredictionAgreement",
     "Product",
+    "RelativeDifficulty",
     "SampleTable",
+    "SampleWeight",
     "Schedule",
     "Scope",
     "ScoreWeight",

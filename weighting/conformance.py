@@ -96,6 +96,21 @@ def pairwise_terms(seed: int = 0, size: int = 8, *, dtype: torch.dtype = torch.f
     return terms._replace(loss=margin, log_pt=None, target=target, category=None, num_classes=None)
 
 
+def stacked_terms(seed: int = 0, size: int = 8, *, dtype: torch.dtype = torch.float64) -> LossTerms:
+    """Terms of ``(size, 2)``: two losses of each sample."""
+    generator = torch.Generator().manual_seed(seed)
+    loss = 3.0 * torch.rand(size, 2, generator=generator, dtype=torch.float64)
+    terms = example_terms(seed, size, dtype=dtype)
+    return terms._replace(
+        loss=loss.to(dtype),
+        log_pt=None,
+        target=None,
+        score=None,
+        category=torch.arange(2).expand(size, 2),
+        num_classes=2,
+    )
+
+
 def task_terms(seed: int = 0, size: int = TASKS, *, dtype: torch.dtype = torch.float64) -> LossTerms:
     """Terms of ``(size,)`` losses, one per task, of scales between 0.1 and 10."""
     generator = torch.Generator().manual_seed(seed)
@@ -124,6 +139,7 @@ TERMS: dict[str, TermsMaker] = {
     "binary": binary_terms,
     "region": region_terms,
     "pair": pairwise_terms,
+    "stacked": stacked_terms,
     "task": task_terms,
 }
 """Makers of example terms by what a method acts on (``Method.acts_on``)."""
@@ -147,8 +163,9 @@ def each(terms: LossTerms, change: Callable[[Tensor], Tensor]) -> LossTerms:
     return LossTerms(**changed, num_classes=terms.num_classes, extras=extras)  # type: ignore[arg-type]
 
 
-def masked(terms: LossTerms, mask: Tensor) -> LossTerms:
-    """The terms with neutral values where ``mask`` is False, as a criterion hands them out."""
+def masked(terms: LossTerms, samples: Tensor) -> LossTerms:
+    """The terms with neutral values for the samples that are False, as a criterion hands them out."""
+    mask = terms.spread(samples).expand_as(terms.loss)
     out = terms._replace(mask=mask, loss=mask_out(terms.loss, mask, 0.0))
     if terms.log_pt is not None:
         out = out._replace(log_pt=mask_out(terms.log_pt, mask, NEUTRAL_LOG_PT))
@@ -157,7 +174,7 @@ def masked(terms: LossTerms, mask: Tensor) -> LossTerms:
     if terms.category is not None:
         out = out._replace(category=terms.category.masked_fill(~mask, 0))
     if terms.group is not None:
-        out = out._replace(group=terms.group.masked_fill(~mask, 0))
+        out = out._replace(group=terms.group.masked_fill(~samples, 0))
     return out
 
 
@@ -347,7 +364,7 @@ def check_edges(weighting: Weighting, make: TermsMaker) -> None:
             require(
                 bool(torch.isfinite(weighting.weigh(edge)).all()), f"weights are finite at log_pt={log_pt}", weighting
             )
-    nothing = [masked(terms, torch.zeros_like(terms.loss, dtype=torch.bool))]
+    nothing = [masked(terms, torch.zeros(terms.loss.shape[0], dtype=torch.bool))]
     if by_slot(weighting):
         for number in (0.0, 1e-30, 1e4, 1e30):
             first = torch.arange(len(terms.loss)) == 0
@@ -410,7 +427,7 @@ def check_scope(weighting: Weighting, make: TermsMaker) -> None:
     if weighting.scope == "global":
         return
     terms = make(4)
-    alone = weighting.weigh(each(terms, lambda value: value[:3])).expand(3)
+    alone = weighting.weigh(each(terms, lambda value: value[:3])).expand_as(terms.loss[:3])
     together = weighting.weigh(terms).expand_as(terms.loss)[:3]
     if weighting.scope == "scaled":
         alone, together = alone * together.sum(), together * alone.sum()

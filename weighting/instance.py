@@ -215,6 +215,8 @@ class ChiSquareDRO(Weighting):
         "weights add up to 20.",
         "u holds no graph and moves once per optimizer step, on all micro-batches and ranks.",
         "The script's factor alpha on u is left out: it only rescales the loss.",
+        "Where the temperature changes, r log u is carried over; the script keeps u, so that weights jump tenfold when "
+        "lambda goes from 10 to 1.",
     ),
     examples=({}, {"temperature": 0.5, "smoothing": 0.5}),
 )
@@ -234,8 +236,9 @@ class CompositionalDRO(Weighting):
         No argument is neutral; ``smoothing=1`` is :class:`KLDRO` on the batch.
 
     State and cadence:
-        ``log_u`` and ``seen``, 0-d buffers, equal on all ranks. Training forwards note the log-sum-exp of their
-        losses; every optimizer step joins those of all micro-batches and ranks. The first step sets u.
+        ``log_u``, the temperature it was ``taken_at`` and ``seen``, 0-d buffers, equal on all ranks. Training forwards
+        note the log-sum-exp of their losses; every optimizer step joins those of all micro-batches and ranks. The
+        first step sets u, and until then it is the batch's own.
 
     Use when:
         Batches are small and the softmax over a batch is a poor stand-in for that over the data.
@@ -246,7 +249,7 @@ class CompositionalDRO(Weighting):
         Log space, a start at the first batch, no factor alpha (ABSGD's).
 
     Args:
-        temperature: :math:`r` > 0, or a schedule. Default 1.
+        temperature: :math:`r` > 0, or a schedule: :math:`r \log u` is carried over. Default 1.
         smoothing: :math:`\beta` in (0, 1], or a schedule. Default 0.1.
 
     Shapes:
@@ -275,6 +278,7 @@ class CompositionalDRO(Weighting):
         self.temperature = check_hyper(self, "temperature", temperature, low=0.0, open_low=True)
         self.smoothing = check_hyper(self, "smoothing", smoothing, low=0.0, high=1.0, open_low=True)
         self.add_state("log_u", torch.zeros((), dtype=torch.float64))
+        self.add_state("taken_at", torch.ones((), dtype=torch.float64))
         self.add_state("seen", torch.zeros((), dtype=torch.bool))
         self.add_rows("pieces", 2)
 
@@ -293,7 +297,8 @@ class CompositionalDRO(Weighting):
 
     def _moved(self, total: Tensor, size: Tensor) -> Tensor:
         """Logarithm of u after a batch; as it was where that holds nothing or nothing finite."""
-        log_u, seen = self.get_buffer("log_u"), self.get_buffer("seen")
+        seen, hotter = self.get_buffer("seen"), self.get_buffer("taken_at") / value_of(self.temperature)
+        log_u = self.get_buffer("log_u") * hotter  # r log u is a loss, and stays what it is at another r
         new = total - size.log()
         share = torch.as_tensor(value_of(self.smoothing), dtype=new.dtype, device=new.device)
         fine = (size > 0) & new.isfinite()
@@ -312,11 +317,13 @@ class CompositionalDRO(Weighting):
         size = sizes.sum()
         total = torch.where(sizes > 0, totals, -torch.inf).logsumexp(0)
         self.get_buffer("log_u").copy_(self._moved(total, size))
+        self.get_buffer("taken_at").fill_(value_of(self.temperature))
         self.get_buffer("seen").logical_or_((size > 0) & total.isfinite())
 
     def reset(self) -> None:
         super().reset()
         self.get_buffer("log_u").zero_()
+        self.get_buffer("taken_at").fill_(1.0)
         self.get_buffer("seen").zero_()
 
     def summary(self) -> dict[str, Tensor]:
@@ -423,7 +430,8 @@ class LossRange(Weighting):
         low = torch.where(valid, loss, torch.inf).amin()
         high = torch.where(valid, loss, -torch.inf).amax()
         width = (high - low).clamp_min(1e-6)
-        h = delta * (2.0 * (torch.where(valid, loss, low) - low) / width - 1.0)
+        held = torch.where(valid, loss, low)
+        h = delta * ((held - low) - (high - held)) / width  # 0 in the middle, however narrow the range
         if self.strategy == "linupper":
             score = torch.minimum(h + delta, torch.as_tensor(delta, dtype=h.dtype, device=h.device))
         elif self.strategy == "upper":

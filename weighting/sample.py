@@ -63,6 +63,8 @@ class SampleTable(Dynamic):
         if storage is not None and not Path(storage).is_dir():
             raise ValueError(f"SampleTable: storage must be an existing folder, got {storage!r}")
         self.pinned = device is not None or storage is not None
+        self.begins: Tensor | None = None
+        """``(num_samples, columns)`` to begin with instead of ``fill``, set by an owner."""
         if storage is None:
             self.rows = torch.full((num_samples, columns), self.fill, dtype=torch.float32, device=device)
         else:
@@ -98,7 +100,10 @@ class SampleTable(Dynamic):
 
     def reset(self) -> None:
         super().reset()
-        self.rows.fill_(self.fill)
+        if self.begins is None:
+            self.rows.fill_(self.fill)
+        else:
+            self.rows.copy_(self.begins)
 
     # it travels like state, without being a buffer
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .base import Gate, Method, Metric, Outcome, Suite, Trial
-
 if TYPE_CHECKING:  # torch and Lightning are imported by the workers only
-    from torch import Tensor, nn
 
-    from reweigh.losses import Objective
+    pass
 
 CLASSES = 10
 HELD_OUT = {"test": 45, "val": 15}

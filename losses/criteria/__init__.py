@@ -14,6 +14,7 @@ from .partial_labels import PartialLabelCrossEntropy
 from .proxy import ProxyCrossEntropy
 from .region import Overlap
 from .self_adjusting import SelfAdjustingDice
+from .stacked import StackedLosses
 from .task import TaskLosses
 from .transition import NoisyCrossEntropy
 
@@ -38,5 +39,6 @@ __all__ = [
     "PartialLabelCrossEntropy",
     "ProxyCrossEntropy",
     "SelfAdjustingDice",
+    "StackedLosses",
     "TaskLosses",
 ]

@@ -161,8 +161,7 @@ class Criterion(Dynamic, ABC):
             if not isinstance(value, Tensor) or value.ndim != 2 or value.shape[:1] != size:
                 found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(
-                    f"{type(self).__name__}: {name} must be a tensor of {tuple(size)} rows, one per sample, "
-                    f"got {found}"
+                    f"{type(self).__name__}: {name} must be a tensor of {tuple(size)} rows, one per sample, got {found}"
                 )
             if terms.mask is not None and terms.mask.numel():
                 value = value.masked_fill(~terms.mask.reshape(len(value), -1).any(1, keepdim=True), 0.0)

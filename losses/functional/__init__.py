@@ -16,6 +16,7 @@ from .robust_confidence import (
     sce_loss,
     taylor_loss,
 )
+from .robust_consistency import adawac_loss
 from .robust_group import group_dro_loss
 from .robust_instance import chi_square_dro_loss, cvar_loss, kl_dro_loss, tilted_loss
 from .robust_label import adaptive_temperatures, aldr_loss, alim_loss, ldr_loss, partial_label_beliefs
@@ -25,6 +26,7 @@ from .segmentation import dice_loss, generalized_dice_loss, self_adjusting_dice_
 __all__ = [
     "active_passive_loss",
     "adaptive_temperatures",
+    "adawac_loss",
     "aldr_loss",
     "alim_loss",
     "asymmetric_loss",

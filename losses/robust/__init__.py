@@ -1,6 +1,7 @@
 """Named objectives for noisy labels, hard instances and weak groups."""
 
 from .confidence import CompSumLoss, GCELoss, MAELoss, SCELoss
+from .consistency import AdaWACLoss
 from .expansion import EncouragingLoss, PolyLoss, TaylorLoss
 from .group import GroupDROLoss
 from .instance import ChiSquareDROLoss, CVaRLoss, KLDROLoss, TiltedLoss
@@ -13,6 +14,7 @@ __all__ = [
     "ALDRLoss",
     "ALIMLoss",
     "ActivePassiveLoss",
+    "AdaWACLoss",
     "CVaRLoss",
     "ChiSquareDROLoss",
     "CompSumLoss",

@@ -14,7 +14,7 @@ def weights(batches, *, strategy="linupper", temperature=1.0, delta=1.0, burn_in
     for step, rows in enumerate(batches):
         losses = [row["loss"] for row in rows]
         low, high = min(losses), max(losses)
-        raised = [math.exp(bend(delta * (2 * (v - low) / max(high - low, 1e-6) - 1)) / temperature) for v in losses]
+        raised = [math.exp(bend(delta * (2 * v - low - high) / max(high - low, 1e-6)) / temperature) for v in losses]
         found = [len(rows) * value / sum(raised) for value in raised]
         out.append(found if step >= burn_in else [1.0] * len(rows))
     return out
