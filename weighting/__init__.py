@@ -39,7 +39,8 @@ from .dynamics import Dynamic, Event, drive, dynamics
 from .expansion import Encouraging, FocalSlope, Poly, Taylor
 from .frequency import ClassTable, ClassWeight, CountTable, EffectiveNumber, InverseFrequency, PositiveBalance
 from .functional import probability_margin
-from .group import GroupCVaR, GroupDRO, GroupFrequency, group_index, group_sampling_weights
+from .group import GroupCVaR, GroupDRO
+from .group_frequency import GroupFrequency, group_index, group_sampling_weights
 from .importance import (
     ImportanceWeight,
     PredictionAgreement,

@@ -1,9 +1,8 @@
-"""Weights of groups of samples: adversarial over groups, the worst groups, and inverse group frequencies."""
+"""Weights of groups of samples that follow the groups' losses: adversarial over groups, and the worst groups."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Literal, final
 
 import torch
@@ -12,8 +11,7 @@ from torch import Tensor
 from .base import Scope, Weighting, lookup, method, tally
 from .config import as_table, check_choice, check_number, check_whole
 from .dynamics import Event
-from .frequency import InverseFrequency, Normalization, Values
-from .functional import inverse_frequency_weight
+from .frequency import Values
 from .schedules import Schedule, check_hyper, value_of
 from .terms import LossTerms
 
@@ -93,8 +91,11 @@ class GroupWeighting(Weighting):
     def shares(self) -> Tensor:
         """``(G,)`` float64: what each group's mean loss weighs; sums to 1."""
 
-    def learn(self, means: Tensor, present: Tensor) -> None:
-        """React to the group means of a step; ``present`` says which groups have one."""
+    def learn(self, means: Tensor, present: Tensor, absent: Tensor) -> None:
+        """React to the group means of a step, 0 for groups that are not ``present``.
+
+        A group is neither where its losses were not finite.
+        """
 
     # weights
 
@@ -118,8 +119,7 @@ class GroupWeighting(Weighting):
         if self.by != "membership":
             return tally(self, value, terms, self.num_groups, self.by)
         member = self._membership(terms)
-        per_sample = value.reshape(len(member), -1).sum(1) if value.numel() else value.new_zeros(len(member))
-        return (member * per_sample.unsqueeze(1)).sum(0)
+        return (member * self._per_sample(value, len(member)).unsqueeze(1)).sum(0)
 
     def _membership(self, terms: LossTerms) -> Tensor:
         member = terms.need("membership", self)
@@ -127,7 +127,12 @@ class GroupWeighting(Weighting):
             raise ValueError(
                 f"{type(self).__name__}: membership must be (samples, {self.num_groups}), got {tuple(member.shape)}"
             )
-        return member.detach().double()
+        member = member.detach().double()
+        return member.masked_fill((self._per_sample(terms.counts().detach(), len(member)) == 0).unsqueeze(1), 0.0)
+
+    @staticmethod
+    def _per_sample(value: Tensor, size: int) -> Tensor:
+        return value.reshape(size, -1).sum(1) if value.numel() else value.new_zeros(size)
 
     def example_stats(self, batch: int = 8, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
         if self.by != "membership":
@@ -154,7 +159,7 @@ class GroupWeighting(Weighting):
         mixed = torch.where(seen, running + value_of(self.smoothing) * (means - running), means)
         running.copy_(torch.where(present, mixed, running))
         seen.logical_or_(present)
-        self.learn(means, present)
+        self.learn(means, present, count == 0)
 
     def reset(self) -> None:
         super().reset()
@@ -290,10 +295,10 @@ class GroupDRO(GroupWeighting):
     def shares(self) -> Tensor:
         return self.get_buffer("log_q").exp()
 
-    def learn(self, means: Tensor, present: Tensor) -> None:
+    def learn(self, means: Tensor, present: Tensor, absent: Tensor) -> None:
         log_q = self.get_buffer("log_q")
         adjusted = means + self.get_buffer("adjustment")
-        moving = torch.ones_like(present) & present.any() if self.absent_decay else present
+        moving = (present | absent) & present.any() if self.absent_decay else present
         if self.normalize_losses:
             total = torch.where(moving, adjusted, torch.zeros_like(adjusted)).sum()
             adjusted = torch.where(total > 0, adjusted / torch.where(total > 0, total, torch.ones_like(total)), 0.0)
@@ -418,148 +423,3 @@ class GroupCVaR(GroupWeighting):
         level = (height.unsqueeze(0) == height.unsqueeze(1)).double() @ fraction
         filled = fraction * ((alpha - above) / level).clamp(0.0, 1.0) / alpha
         return least * fraction + (1.0 - least) * filled
-
-
-@method(
-    "group_frequency",
-    paper="none",
-    venue="textbook",
-    official="kohpangwei/group_DRO@cbbc1c5b (reweight_groups)",
-    defaults={"power": ("1.0", "textbook"), "normalize": ("'samples'", "the mean over training samples is 1")},
-    deviations=("A group with count 0 reads as the smallest positive count.",),
-    neutral={"group_counts": [50, 20, 6], "power": 0.0},
-    examples=({"group_counts": [50, 20, 6]}, {"group_counts": [50, 20, 6, 1], "power": 0.5, "by": "category"}),
-)
-@final
-class GroupFrequency(Weighting):
-    r"""Weigh each group by a power of its inverse frequency (group reweighting).
-
-    .. math:: w_i \propto n_{g_i}^{-a}
-
-    - :math:`n_g`: ``group_counts[g]``; :math:`a`: ``power``, 1 gives every group the same total weight
-
-    Weights:
-        Positive constants. ``power=0`` is neutral.
-
-    State and cadence:
-        None; the table is a constant, moves with the module and is not saved.
-
-    Use when:
-        Groups are known and small ones matter: the baseline that :class:`GroupDRO` has to beat. Sampling by
-        :func:`group_sampling_weights` is the same in expectation, with less noise where groups are tiny.
-    Avoid when:
-        A group has a handful of samples: they are learned by heart.
-
-    Deviations:
-        Count 0 reads as the smallest positive count.
-
-    Args:
-        group_counts: Training samples per group, >= 0.
-        power: Exponent :math:`a` >= 0, or a schedule. Default 1.
-        normalize: As in :class:`InverseFrequency`. Default ``"samples"``: the mean over training samples is 1.
-        by: ``"group"`` (of the call) or ``"category"``.
-
-    Shapes:
-        Reads ``group`` ``(S[0],)``; returns weights that broadcast to ``(*S)``.
-
-    Example:
-        >>> GroupFrequency([90, 10]).table()
-        tensor([0.5556, 5.0000], dtype=torch.float64)
-
-    References:
-        None (textbook).
-    """
-
-    detached = True
-    scope: Scope = "local"
-
-    def __init__(
-        self,
-        group_counts: Values,
-        *,
-        power: float | Schedule = 1.0,
-        normalize: Normalization = "samples",
-        by: Literal["group", "category"] = "group",
-    ) -> None:
-        super().__init__()
-        self.by = check_choice(self, "by", by, ("group", "category"))
-        self.needs = frozenset({by})
-        self.frequency = InverseFrequency(
-            as_table(self, "group_counts", group_counts), power=power, normalize=normalize
-        )
-
-    def table(self) -> Tensor:
-        """``(G,)`` float64 group weights now."""
-        return self.frequency.table()
-
-    def weigh(self, terms: LossTerms) -> Tensor:
-        return lookup(self, self.table(), terms, self.by)
-
-    def summary(self) -> dict[str, Tensor]:
-        return {"group_weight": self.table().clone()}
-
-
-def group_index(label: Tensor, attribute: Tensor, num_attributes: int) -> Tensor:
-    """One group per combination of class and attribute: ``label * num_attributes + attribute``.
-
-    Args:
-        label: Integers >= 0, any shape.
-        attribute: Integers in ``[0, num_attributes)``, same shape.
-        num_attributes: Number of attributes.
-
-    Raises:
-        TypeError: If one of them does not hold integers.
-        ValueError: If shapes differ or a value is out of range.
-
-    Example:
-        >>> import torch
-        >>> group_index(torch.tensor([0, 1, 1]), torch.tensor([1, 0, 1]), 2)
-        tensor([1, 2, 3])
-    """
-    check_whole("group_index", "num_attributes", num_attributes, low=1)
-    for name, value in (("label", label), ("attribute", attribute)):
-        if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex():
-            raise TypeError(
-                f"group_index: {name} must be an integer tensor, got {getattr(value, 'dtype', type(value))}"
-            )
-    if label.shape != attribute.shape:
-        raise ValueError(
-            f"group_index: attribute must have the label's shape {tuple(label.shape)}, got {tuple(attribute.shape)}"
-        )
-    if attribute.numel() and not (int(attribute.min()) >= 0 and int(attribute.max()) < num_attributes):
-        raise ValueError(
-            f"group_index: attribute must be in [0, {num_attributes}), got {int(attribute.min())}.."
-            f"{int(attribute.max())}"
-        )
-    if label.numel() and int(label.min()) < 0:
-        raise ValueError(f"group_index: label must be >= 0, got {int(label.min())}")
-    return label.long() * num_attributes + attribute.long()
-
-
-def group_sampling_weights(group: Tensor | Sequence[int], *, power: float = 1.0) -> Tensor:
-    r"""Weights per sample for torch's ``WeightedRandomSampler``: :math:`n_{g_i}^{-a}`, summing to 1.
-
-    Args:
-        group: ``(N,)`` group of each training sample, integers >= 0.
-        power: Exponent >= 0; 1 draws from every group equally often, 0 as often as it occurs.
-
-    Returns:
-        ``(N,)`` float64.
-
-    Raises:
-        TypeError: If the groups are not integers.
-        ValueError: If there are none, or one is negative.
-
-    Example:
-        >>> group_sampling_weights([0, 0, 0, 1])
-        tensor([0.1667, 0.1667, 0.1667, 0.5000], dtype=torch.float64)
-    """
-    at = torch.as_tensor(group)
-    if at.is_floating_point() or at.is_complex() or at.dtype == torch.bool:
-        raise TypeError(f"group_sampling_weights: group must hold integers, got {at.dtype}")
-    if at.ndim != 1 or not at.numel() or int(at.min()) < 0:
-        found = tuple(at.shape) if at.ndim != 1 or not at.numel() else int(at.min())
-        raise ValueError(f"group_sampling_weights: group must be a non-empty vector of integers >= 0, got {found}")
-    power = check_number("group_sampling_weights", "power", power, low=0.0)
-    weights = inverse_frequency_weight(torch.bincount(at).double(), power)[at]
-    return weights / weights.sum()

@@ -316,9 +316,10 @@ class CompositionalDRO(Weighting):
         totals, sizes = sums["pieces"].unbind(1)
         size = sizes.sum()
         total = torch.where(sizes > 0, totals, -torch.inf).logsumexp(0)
-        self.get_buffer("log_u").copy_(self._moved(total, size))
-        self.get_buffer("taken_at").fill_(value_of(self.temperature))
-        self.get_buffer("seen").logical_or_((size > 0) & total.isfinite())
+        fine, log_u, taken_at = (size > 0) & total.isfinite(), self.get_buffer("log_u"), self.get_buffer("taken_at")
+        log_u.copy_(torch.where(fine, self._moved(total, size), log_u))
+        taken_at.copy_(torch.where(fine, value_of(self.temperature), taken_at))
+        self.get_buffer("seen").logical_or_(fine)
 
     def reset(self) -> None:
         super().reset()

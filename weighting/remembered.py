@@ -98,14 +98,15 @@ class SampleWeight(Weighting):
             ValueError: If an index is out of range or named twice, or a weight is negative or not finite.
         """
         at = torch.as_tensor(index).long().reshape(-1)
+        if not at.numel():
+            return
         given = torch.as_tensor(weights, dtype=torch.float64)
-        values = as_table(self, "weights", given.expand(len(at)) if given.ndim == 0 else given) if len(at) else given
-        if values.numel() != len(at):
-            raise ValueError(f"SampleWeight: weights must be one number or {len(at)}, got {values.numel()}")
+        values = as_table(self, "weights", given.expand(len(at)) if given.ndim == 0 else given)
+        if len(values) != len(at):
+            raise ValueError(f"SampleWeight: weights must be one number or {len(at)}, got {len(values)}")
         if len(at.unique()) != len(at):
             raise ValueError("SampleWeight: index must name each sample once, got some twice")
-        if len(at):
-            self.table.write(at, values.reshape(-1, 1), self)
+        self.table.write(at, values.unsqueeze(1), self)
 
     def weigh(self, terms: LossTerms) -> Tensor:
         found = self.table.read(terms.need("index", self), self).squeeze(1)
