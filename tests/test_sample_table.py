@@ -10,7 +10,7 @@ import torch
 
 from reweigh.losses import AdaWACLoss, CrossEntropy, Objective
 from reweigh.weighting import AdaWAC, LossTerms, SampleTable, SampleWeight, Weighting
-from reweigh.weighting.sample import note, seen
+from reweigh.weighting.sample import note
 
 F64 = torch.float64
 
@@ -152,30 +152,30 @@ def by_hand(found):
 
 def test_copies_of_a_sample_are_averaged():
     batch = terms([1.0, 5.0, 3.0], [7, 2, 7])
-    assert by_hand(seen(note(None, batch, batch.loss))) == {7: (2.0, [2.0]), 2: (1.0, [5.0])}
+    assert by_hand(SampleTable(11).seen(note(None, batch, batch.loss))) == {7: (2.0, [2.0]), 2: (1.0, [5.0])}
 
 
 def test_sample_weights_are_copies():
     batch = terms([1.0, 5.0, 4.0], [7, 2, 7], times=[2.0, 0.0, 1.0])
-    assert by_hand(seen(note(None, batch, batch.loss))) == {7: (3.0, [2.0])}
+    assert by_hand(SampleTable(11).seen(note(None, batch, batch.loss))) == {7: (3.0, [2.0])}
 
 
 def test_masked_samples_are_not_seen_whatever_stands_there():
     batch = terms([1.0, float("nan"), 3.0], [7, 10**9, 7], mask=[True, False, True])
     rows = note(None, batch, batch.loss)
     assert rows.isfinite().all()
-    assert by_hand(seen(rows)) == {7: (2.0, [2.0])}
+    assert by_hand(SampleTable(11).seen(rows)) == {7: (2.0, [2.0])}
 
 
 def test_a_sample_of_several_terms_has_their_mean():
     loss = [[1.0, 3.0], [2.0, 100.0]]
     batch = terms(loss, [0, 1], mask=[[True, True], [True, False]])
-    assert by_hand(seen(note(None, batch, batch.loss))) == {0: (1.0, [2.0]), 1: (1.0, [2.0])}
+    assert by_hand(SampleTable(11).seen(note(None, batch, batch.loss))) == {0: (1.0, [2.0]), 1: (1.0, [2.0])}
 
 
 def test_an_empty_batch_teaches_nothing():
     batch = terms(torch.zeros(0), torch.zeros(0, dtype=torch.long))
-    assert seen(note(None, batch, batch.loss)).samples.numel() == 0
+    assert SampleTable(11).seen(note(None, batch, batch.loss)).samples.numel() == 0
 
 
 class Rows(Weighting):

@@ -379,7 +379,7 @@ def _gather(modules: list[tuple[Dynamic, list[str]]]) -> list[dict[str, Tensor]]
 def _stacked(module: Dynamic, name: str) -> Tensor:
     waiting = module._rows[name]
     if len(waiting) == 1:
-        return waiting[0].clone()
+        return waiting[0]
     return torch.cat(waiting) if waiting else torch.zeros(0, module._widths[name], dtype=torch.float64)
 
 

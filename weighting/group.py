@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import Scope, Weighting, lookup, method, tally
-from .config import as_table, check_choice, check_number, check_whole
+from .config import as_table, check_choice, check_number, check_whole, readable
 from .dynamics import Event
 from .frequency import Values
 from .schedules import Schedule, check_hyper, value_of
@@ -18,6 +18,9 @@ from .terms import LossTerms
 By = Literal["group", "category", "membership"]
 Balance = Literal["batch", "counts"]
 Cadence = Literal["step", "forward"]
+
+_ROW_TOLERANCE = 0.05
+"""How far from 1 a row of memberships may add up: probabilities of half precision."""
 
 
 class GroupWeighting(Weighting):
@@ -91,15 +94,14 @@ class GroupWeighting(Weighting):
     def shares(self) -> Tensor:
         """``(G,)`` float64: what each group's mean loss weighs; sums to 1."""
 
-    def learn(self, means: Tensor, present: Tensor, absent: Tensor) -> None:
-        """React to the group means of a step, 0 for groups that are not ``present``.
-
-        A group is neither where its losses were not finite.
-        """
+    def learn(self, means: Tensor, present: Tensor, count: Tensor) -> None:
+        """React to the group means of a step, 0 where they are not ``present``: not seen or not finite."""
 
     # weights
 
     def weigh(self, terms: LossTerms) -> Tensor:
+        if self.by == "membership":
+            self._check_membership(terms)
         shares = self.shares()
         if self.balance == "counts":
             return self._spread(shares / self.get_buffer("fraction"), terms)
@@ -130,6 +132,20 @@ class GroupWeighting(Weighting):
         member = member.detach().double()
         return member.masked_fill((self._per_sample(terms.counts().detach(), len(member)) == 0).unsqueeze(1), 0.0)
 
+    def _check_membership(self, terms: LossTerms) -> None:
+        """Rows add up to 1, or are all 0: a sample of no group, or a masked one. Only where looking is free."""
+        member = self._membership(terms)
+        if not readable(member):
+            return
+        total = member.sum(1)
+        right = (total - 1.0).abs().minimum(total.abs()) <= _ROW_TOLERANCE
+        if not bool((right & (member >= 0).all(1)).all()):
+            raise ValueError(
+                f"{type(self).__name__}: membership must have rows of numbers >= 0 that add up to 1 (or 0), got "
+                f"numbers in {member.min().item():g}..{member.max().item():g} and sums in "
+                f"{total.min().item():g}..{total.max().item():g}"
+            )
+
     @staticmethod
     def _per_sample(value: Tensor, size: int) -> Tensor:
         return value.reshape(size, -1).sum(1) if value.numel() else value.new_zeros(size)
@@ -150,16 +166,16 @@ class GroupWeighting(Weighting):
         self.accumulate("loss_count", self._sums(counts, terms))
 
     def commit(self, sums: dict[str, Tensor]) -> None:
-        total, count = sums["loss_sum"], sums["loss_count"]
-        means = total / torch.where(count > 0, count, torch.ones_like(count))
+        count = sums["loss_count"]
+        means = sums["loss_sum"] / count  # 0 / 0 where a group is absent
         # a step that is not finite (skipped by a gradient scaler, say) must not stay in the state for good
-        present = (count > 0) & means.isfinite()
-        means = torch.where(present, means, torch.zeros_like(means))
+        present = means.isfinite()
+        means = torch.where(present, means, 0.0)
         running, seen = self.get_buffer("group_loss"), self.get_buffer("seen")
         mixed = torch.where(seen, running + value_of(self.smoothing) * (means - running), means)
         running.copy_(torch.where(present, mixed, running))
         seen.logical_or_(present)
-        self.learn(means, present, count == 0)
+        self.learn(means, present, count)
 
     def reset(self) -> None:
         super().reset()
@@ -295,18 +311,17 @@ class GroupDRO(GroupWeighting):
     def shares(self) -> Tensor:
         return self.get_buffer("log_q").exp()
 
-    def learn(self, means: Tensor, present: Tensor, absent: Tensor) -> None:
+    def learn(self, means: Tensor, present: Tensor, count: Tensor) -> None:
         log_q = self.get_buffer("log_q")
         adjusted = means + self.get_buffer("adjustment")
-        moving = (present | absent) & present.any() if self.absent_decay else present
+        moving = (present | (count == 0)) & present.any() if self.absent_decay else present
         if self.normalize_losses:
-            total = torch.where(moving, adjusted, torch.zeros_like(adjusted)).sum()
-            adjusted = torch.where(total > 0, adjusted / torch.where(total > 0, total, torch.ones_like(total)), 0.0)
-        moved = log_q + value_of(self.step_size) * adjusted
-        # those that move share what they had together
-        mass = torch.where(moving, log_q, -torch.inf).logsumexp(0)
-        pull = torch.where(moving, moved, -torch.inf).logsumexp(0)
-        log_q.copy_(torch.where(moving, moved - pull + mass, log_q))
+            total = torch.where(moving, adjusted, 0.0).sum()
+            adjusted = torch.where(total > 0, adjusted / torch.where(total > 0, total, 1.0), 0.0)
+        # those that move share what they had together: their shares of it change, its size does not
+        within = torch.where(moving, log_q, -torch.inf)
+        gain = (within + value_of(self.step_size) * adjusted).log_softmax(0) - within.log_softmax(0)
+        log_q.copy_(torch.where(moving, log_q + gain, log_q))
 
     def reset(self) -> None:
         super().reset()

@@ -50,7 +50,7 @@ class GroupFrequency(Weighting):
         Count 0 reads as the smallest positive count.
 
     Args:
-        group_counts: Training samples per group, >= 0.
+        group_counts: Training samples per group, >= 0; :func:`class_counts` of all groups counts them.
         power: Exponent :math:`a` >= 0, or a schedule. Default 1.
         normalize: As in :class:`InverseFrequency`. Default ``"samples"``: the mean over training samples is 1.
         by: ``"group"`` (of the call) or ``"category"``.
@@ -132,11 +132,14 @@ def group_index(label: Tensor, attribute: Tensor, num_attributes: int) -> Tensor
     return label.long() * num_attributes + attribute.long()
 
 
-def group_sampling_weights(group: Tensor | Sequence[int], *, power: float = 1.0) -> Tensor:
+def group_sampling_weights(
+    group: Tensor | Sequence[int], *, num_groups: int | None = None, power: float = 1.0
+) -> Tensor:
     r"""Weights per sample for torch's ``WeightedRandomSampler``: :math:`n_{g_i}^{-a}`, summing to 1.
 
     Args:
         group: ``(N,)`` group of each training sample, integers >= 0.
+        num_groups: Checked against the groups where given.
         power: Exponent >= 0; 1 draws from every group equally often, 0 as often as it occurs.
 
     Returns:
@@ -144,7 +147,7 @@ def group_sampling_weights(group: Tensor | Sequence[int], *, power: float = 1.0)
 
     Raises:
         TypeError: If the groups are not integers.
-        ValueError: If there are none, or one is negative.
+        ValueError: If there are none, or one is out of range.
 
     Example:
         >>> group_sampling_weights([0, 0, 0, 1])
@@ -156,6 +159,8 @@ def group_sampling_weights(group: Tensor | Sequence[int], *, power: float = 1.0)
     if at.ndim != 1 or not at.numel() or int(at.min()) < 0:
         found = tuple(at.shape) if at.ndim != 1 or not at.numel() else int(at.min())
         raise ValueError(f"group_sampling_weights: group must be a non-empty vector of integers >= 0, got {found}")
+    if num_groups is not None and int(at.max()) >= check_whole("group_sampling_weights", "num_groups", num_groups, low=1):
+        raise ValueError(f"group_sampling_weights: group must be in [0, {num_groups}), got {int(at.max())}")
     power = check_number("group_sampling_weights", "power", power, low=0.0)
     weights = inverse_frequency_weight(torch.bincount(at).double(), power)[at]
     return weights / weights.sum()

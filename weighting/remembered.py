@@ -11,7 +11,7 @@ from .base import Scope, Weighting, lookup, method
 from .config import as_table, check_whole
 from .dynamics import Event
 from .frequency import Values
-from .sample import SampleTable, note, seen
+from .sample import SampleTable, note
 from .schedules import Schedule, check_hyper, value_of
 from .terms import LossTerms
 
@@ -216,8 +216,8 @@ class AdaWAC(Weighting):
         self.collect("visits", note(self, terms, self._gap(terms)))
 
     def commit(self, sums: dict[str, Tensor]) -> None:
-        found = seen(sums["visits"])
-        before = self.logit.read(found.samples, self)
+        found = self.logit.seen(sums["visits"], self)
+        before = found.before
         moved = before + (value_of(self.lr) * found.means).to(before)
         learned = (found.times > 0).unsqueeze(1) & moved.isfinite()
         self.logit.write(found.samples, torch.where(learned, moved, before), self)
@@ -342,8 +342,8 @@ class RelativeDifficulty(Weighting):
         self.collect("visits", note(self, terms, biased, own, category))
 
     def commit(self, sums: dict[str, Tensor]) -> None:
-        found = seen(sums["visits"])
-        before = self.losses.read(found.samples, self)
+        found = self.losses.seen(sums["visits"], self)
+        before = found.before
         running = self._mixed(before[:, :2].double(), found.means[:, :2], before[:, 2:] < 0)
         learned = (found.times > 0) & running.isfinite().all(1)
         after = torch.cat([running, found.means[:, 2:]], 1).to(before)

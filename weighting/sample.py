@@ -11,10 +11,26 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from .algebra import segment_sum
 from .config import check_number, check_whole, owner_name
 from .dynamics import Dynamic
 from .terms import LossTerms
+
+_EXACT = 2**24
+"""Numbers up to this are exact in single precision."""
+_LEAST = torch.finfo(torch.float64).tiny
+
+
+class Seen(NamedTuple):
+    """Samples of a step, those of all ranks; a sample that came several times stands as often, with equal numbers."""
+
+    samples: Tensor
+    """``(N,)`` their indices; 0 where nothing counted."""
+    times: Tensor
+    """``(N,)`` how many copies of the sample counted in the step; 0 where none did."""
+    means: Tensor
+    """``(N, width)`` what was noted, averaged over those copies."""
+    before: Tensor
+    """``(N, columns)`` what the table holds of them."""
 
 
 @final
@@ -87,6 +103,25 @@ class SampleTable(Dynamic):
         except (IndexError, RuntimeError) as error:
             raise self._explained(error, at, owner) from error
 
+    def seen(self, rows: Tensor, owner: object | None = None) -> Seen:
+        """What collected :func:`note` rows say, copies of a sample brought together.
+
+        Which rows are copies is found through the table itself: every row's number goes to its sample's place, the one
+        that stays there speaks for all copies, and then the place gets back what it held.
+        """
+        samples = rows[:, 0].long()
+        before = self.read(samples, owner)
+        if len(rows) > _EXACT or rows.is_meta:
+            numbers = torch.searchsorted(samples.sort().values, samples)
+        else:
+            first, at = self.rows[:, 0], samples.to(self.rows.device)
+            first.index_copy_(0, at, torch.arange(len(at), dtype=first.dtype, device=at.device))
+            numbers = first.index_select(0, at).long().to(samples.device)
+            first.index_copy_(0, at, before[:, 0].to(first.device))
+        sums = torch.zeros_like(rows[:, 1:]).index_add_(0, numbers, rows[:, 1:]).index_select(0, numbers)
+        times = sums[:, 0]
+        return Seen(samples, times, sums[:, 1:] / times.clamp_min(_LEAST).unsqueeze(1), before)
+
     def _explained(self, error: Exception, at: Tensor, owner: object | None) -> Exception:
         if at.is_meta or not at.numel():
             return error
@@ -158,23 +193,17 @@ def _mapped(folder: Path, num_samples: int, columns: int) -> Tensor:
     return held.reshape(num_samples, columns)
 
 
-class Seen(NamedTuple):
-    """Samples of a step, those of all ranks; a sample that came several times stands as often, with equal numbers."""
-
-    samples: Tensor
-    """``(N,)`` their indices; 0 where nothing counted."""
-    times: Tensor
-    """``(N,)`` how many copies of the sample counted in the step; 0 where none did."""
-    means: Tensor
-    """``(N, width)`` what was noted, averaged over those copies."""
-
-
 def note(owner: object, terms: LossTerms, *values: Tensor) -> Tensor:
     """Rows to collect: index, how often the sample counts, and that many times the mean of each value over its terms.
 
     ``values`` are ``(*S)`` or ``(S[0],)``. Samples without a valid term have count 0.
     """
     index = terms.need("index", owner)
+    if terms.mask is None and terms.multiplicity is None and terms.share is None:
+        flat = [value if value.ndim == 1 else value.reshape(len(index), -1).mean(1) for value in values]
+        return torch.stack(
+            [index.double(), torch.ones_like(index, dtype=torch.float64), *(v.double() for v in flat)], 1
+        )
     counts = terms.counts().double()
     mass = counts.reshape(len(index), -1).sum(1) if counts.numel() else counts.new_zeros(len(index))
     safe = torch.where(mass > 0, mass, torch.ones_like(mass))
@@ -191,12 +220,3 @@ def note(owner: object, terms: LossTerms, *values: Tensor) -> Tensor:
             mean = (counts * value.double()).reshape(len(index), -1).sum(1) / safe
         columns.append(torch.where(times > 0, mean, torch.zeros_like(mean)) * times)
     return torch.stack(columns, 1)
-
-
-def seen(rows: Tensor) -> Seen:
-    """What collected :func:`note` rows say, copies of a sample brought together."""
-    samples = rows[:, 0].long()
-    sums = segment_sum(rows[:, 1:], samples)
-    times = sums[:, 0]
-    safe = torch.where(times > 0, times, torch.ones_like(times))
-    return Seen(samples, times, sums[:, 1:] / safe.unsqueeze(1))

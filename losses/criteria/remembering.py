@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reweigh.weighting.dynamics import Event
-from reweigh.weighting.sample import SampleTable, note, seen
+from reweigh.weighting.sample import SampleTable, note
 from reweigh.weighting.terms import LossTerms
 
 from .base import _kind
@@ -77,7 +77,7 @@ class Remembering(SoftmaxCriterion):
         self.collect("visits", torch.cat([rows, torch.where(times > 0, values.double(), 0.0) * times], 1))
 
     def commit(self, sums: dict[str, Tensor]) -> None:
-        found = seen(sums["visits"])
-        before = self.table.read(found.samples, self)
+        found = self.table.seen(sums["visits"], self)
+        before = found.before
         learned = (found.times > 0) & found.means.isfinite().all(1)
         self.table.write(found.samples, torch.where(learned.unsqueeze(1), found.means.to(before), before), self)
