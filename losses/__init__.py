@@ -29,6 +29,7 @@ from .criteria import (
 )
 from .gradient_balancing import GradientBalancer
 from .language import PowerLawDecayLoss, TLDRLoss
+from .last_layer import GroupRobustLastLayer
 from .logits import BalancedSoftmax, Chain, LogitAdjustment, LogitTransform, Temperature, posthoc_logit_adjustment
 from .margins import CircleLogits
 from .metric import CircleClassificationLoss, CircleLoss
@@ -111,6 +112,7 @@ __all__ = [
     "GradientBalancer",
     "GroupDROLoss",
     "GroupMean",
+    "GroupRobustLastLayer",
     "Joint",
     "KLDROLoss",
     "LDRLoss",

@@ -50,7 +50,7 @@ class Accumulator(Configured, nn.Module):
 
     Raises:
         TypeError: If ``objective`` is none.
-        ValueError: If the reduction is ``"none"`` or ``"group_mean"`` (groups spread over micro-batches), or if it is
+        ValueError: If the reduction is ``"none"``, ``"log_mean_exp"`` or ``"group_mean"`` (groups spread over micro-batches), or if it is
             ``"weighted_mean"`` with differentiated weights, whose gradient goes through the denominator too; if the
             weighting has a penalty, or an inner objective has divided its terms already.
 
@@ -77,8 +77,13 @@ class Accumulator(Configured, nn.Module):
                 "Accumulator: samples must be independent, or micro-batches do not add up to the batch; got "
                 f"{objective.criterion!r}"
             )
-        if name in ("none", "group_mean"):
-            why = "is no scalar" if name == "none" else "does not add up where groups spread over micro-batches"
+        apart = {
+            "none": "is no scalar",
+            "group_mean": "does not add up where groups spread over micro-batches",
+            "log_mean_exp": "is no ratio of sums over terms",
+        }
+        if name in apart:
+            why = apart[name]
             raise ValueError(f"Accumulator: reduction must add up over samples, got {name!r}, which {why}")
         if name == "weighted_mean" and weighting is not None and not weighting.detached:
             raise ValueError(

@@ -162,7 +162,7 @@ def chi_square_weight(loss: Tensor, counts: Tensor, rho: Hyper) -> Tensor:
     mean = first.gather(0, last.reshape(1)) / torch.where(m > 0, m, torch.ones_like(m))
     active = torch.arange(len(x), device=x.device) <= last
     spread = (n * active * (x - mean).square()).sum() / torch.where(m > 0, m, torch.ones_like(m))
-    slope = ((reach * m - size).clamp_min(0.0) / torch.where(spread > 0, size * spread, torch.inf)).sqrt()
+    slope = ((2.0 * rho * m - (size - m)).clamp_min(0.0) / torch.where(spread > 0, size * spread, torch.inf)).sqrt()
     found = torch.where(active, (1.0 + (x - mean) * slope).clamp_min(0.0), 0.0)
     found = found * size / torch.where(m > 0, m, torch.ones_like(m))
     return torch.zeros_like(found).index_copy(0, order, found).reshape(loss.shape)

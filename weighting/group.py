@@ -255,7 +255,7 @@ class GroupDRO(GroupWeighting):
             enters with loss 0).
         smoothing: Share of the new losses in the running group losses, in (0, 1]. Default 0.1 (authors' code).
         by: Where groups come from: ``group=`` of the call, the ``"category"`` (class) of a term, or a call's
-            ``membership=`` of shape ``(samples, G)`` with rows that add up to 1 (soft groups).
+            ``membership=`` of shape ``(samples, G)``, rows adding up to 1 (soft groups) or all 0 (none).
         balance: ``"batch"`` or ``"counts"``, see above. The second has no batch statistics, so that micro-batches add
             up exactly, and equals the first in expectation.
         cadence: ``"step"`` or ``"forward"``.

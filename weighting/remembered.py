@@ -104,7 +104,7 @@ class SampleWeight(Weighting):
         values = as_table(self, "weights", given.expand(len(at)) if given.ndim == 0 else given)
         if len(values) != len(at):
             raise ValueError(f"SampleWeight: weights must be one number or {len(at)}, got {len(values)}")
-        if len(at.unique()) != len(at):
+        if bool((at.sort().values.diff() == 0).any()):
             raise ValueError("SampleWeight: index must name each sample once, got some twice")
         self.table.write(at, values.unsqueeze(1), self)
 

@@ -27,17 +27,24 @@ DISAGREE = 0.03
 STRIP = 1.0
 """Its brightness; that of the brightest ink."""
 
-TRAINING: dict[str, Any] = {"steps": 800, "batch_size": 128, "hidden": 64, "look_every": 20}
-
-TUNED: dict[str, dict[str, Any]] = {}
-FIXED: dict[str, dict[str, Any]] = {
-    "jtt": {"times": 20},
+TRAINING: dict[str, Any] = {
+    "steps": 800,
+    "batch_size": 128,
+    "lr": 1e-2,
+    "weight_decay": 0.1,
+    "hidden": 64,
+    "look_every": 20,
+}
+OWN: dict[str, dict[str, Any]] = {
+    "jtt": {"first_steps": 100, "times": 20},
+    "group_dro": {"step_size": 0.05},
+    "group_dro_adjusted": {"step_size": 0.05, "adjustment": 1.0},
+    "group_dro_balanced": {"step_size": 0.05},
     "cvar": {"alpha": 0.2},
     "kl_dro": {"temperature": 1.0},
     "focal": {"gamma": 2.0},
     "gce": {"q": 0.7},
 }
-DEFAULT = {"lr": 3e-3, "weight_decay": 0.1}
 
 
 def composites(
@@ -86,8 +93,8 @@ class DigitsSpurious(Suite):
         "same initial network and the same order of batches (those that resample draw their own)."
     )
     notes = (
-        "Data: composites of real digits (1797 scans of 8 x 8 pixels, shipped with scikit-learn, with a synthetic strip "
-        "beside them); no digit is in two of the training, validation and test parts. Validation and test have as many "
+        "Data: composites of real digits (1797 scans of 8 x 8 pixels, shipped with scikit-learn, with a synthetic "
+        "strip beside them); no digit is in two of the training, validation and test parts. Validation and test have as many "
         "samples of each group.",
         "Group DRO, resampling and group weights are told the group of each training sample; JTT, CVaR, KL-DRO, focal "
         "and GCE are not. All are told the groups of the validation samples, by which the network is chosen: without "
@@ -106,7 +113,7 @@ class DigitsSpurious(Suite):
         Method(
             "group_dro_adjusted",
             "group DRO, adjusted",
-            "The same, with small groups' losses raised by C / sqrt(size), for what they lose between training and test.",
+            "The same, with small groups' losses raised by C / sqrt(size), for what they lose from training to test.",
         ),
         Method(
             "group_dro_balanced", "group DRO, balanced batches", "Group DRO on batches with equal shares of groups."
@@ -139,13 +146,9 @@ class DigitsSpurious(Suite):
     seeds = 10
     training: Mapping[str, Any] = TRAINING
 
-    def own(self, method: str) -> dict[str, Any]:
-        """A method's optimizer settings and what its loss is given."""
-        return {**DEFAULT, **FIXED.get(method, {}), **TUNED.get(method, {})}
-
     def settings(self, method: str) -> Mapping[str, Any]:
         data = {"held_out": HELD_OUT, "disagree": DISAGREE, "strip": STRIP}
-        return {"method": method, "data": data, "training": dict(self.training), **self.own(method)}
+        return {"method": method, "data": data, "training": dict(self.training), **OWN.get(method, {})}
 
     def prepare(self, seed: int) -> Trial:
         return _SpuriousTrial(self, seed)
@@ -163,7 +166,7 @@ class DigitsSpurious(Suite):
         )
         from reweigh.weighting import GroupFrequency
 
-        own = self.own(method)
+        own = OWN.get(method, {})
         if method in ("group_dro", "group_dro_balanced"):
             return GroupDROLoss(GROUPS, step_size=own["step_size"])
         if method == "group_dro_adjusted":
@@ -218,7 +221,7 @@ class _SpuriousTrial(Trial):
 
         from .training import reproducible
 
-        own = self.suite.own("jtt")
+        own = OWN["jtt"]
         steps = min(own["first_steps"], self.suite.training["steps"])
         net, step_ms, _ = self._train("erm", None, steps=steps, choose=False)
         inputs, target, group = self.parts["train"]
@@ -237,7 +240,7 @@ class _SpuriousTrial(Trial):
 
         from .training import Classifier, KeepBest, reproducible, train
 
-        options, own = dict(self.suite.training), self.suite.own(method)
+        options = dict(self.suite.training)
         hidden, every = options.pop("hidden"), options.pop("look_every")
         options["steps"] = steps or options["steps"]
         inputs, target, group = self.parts["train"]
@@ -256,8 +259,6 @@ class _SpuriousTrial(Trial):
                 callbacks=[WeightingCallback(), *([best] if choose else [])],
                 module=Classifier.taking(*names),
                 order=self._order(method, options["batch_size"]),
-                lr=own["lr"],
-                weight_decay=own["weight_decay"],
                 **options,
             )
         return net.eval(), step_ms, best.step

@@ -1,0 +1,274 @@
+"""Recipes with two models: train, find the errors, train again; and a biased network beside the one that is wanted."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from typing import Any, final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from reweigh.losses.criteria.classwise import CrossEntropy
+from reweigh.losses.objective import Objective
+from reweigh.weighting.base import Weighting
+from reweigh.weighting.config import check_number, check_whole
+from reweigh.weighting.counting import loaders, same_random_state, subset_of
+from reweigh.weighting.dynamics import dynamics
+from reweigh.weighting.ranks import collect, shards
+from reweigh.weighting.remembered import RelativeDifficulty, SampleWeight
+from reweigh.weighting.sample import SampleTable
+
+from ._base import PREFIX, LightningCallback, evaluating, transferred, validating
+from .driver import WeightingCallback
+
+NAME = "JustTrainTwice"
+
+
+@final
+class JustTrainTwice(LightningCallback):
+    r"""Train, find the training samples that the model gets wrong, and train again from the start with these upweighted.
+
+    .. math:: w_i = \lambda \text{ where } \arg\max_c f_T(x_i)_c \ne y_i, \text{ else } 1
+
+    - :math:`f_T`: the model after ``epochs`` epochs; :math:`\lambda`: ``upweight``
+
+    One ``fit`` is both stages. When ``epochs`` epochs are over the callback evaluates the model on the training data,
+    multiplies the weights of the errors in the module's :class:`~reweigh.weighting.SampleWeight` by ``upweight``, and
+    sets everything else back to where training began: parameters, buffers, the state of other weightings, optimizers
+    and learning-rate schedulers. The rest of the epochs are the second stage. ``trainer.global_step`` and
+    ``current_epoch`` go on counting; a :class:`WeightingCallback` in the Trainer starts counting anew.
+
+    The LightningModule has a method ``find_errors(batch)`` that returns ``(index, wrong)``: positions of the batch's
+    samples in the data set, and which of them the model gets wrong (bool). It is called in evaluation mode, without
+    gradient, while ``trainer.validating`` is true, with the batches that the collate function and the module's
+    transfer hooks make. Random state is left as it was.
+
+    - The training data are visited in order, each sample once, by the data set's own transforms: where they augment at
+      random, give a loader without as ``dataloader``. An ``IterableDataset`` is read as training reads it.
+    - Several processes: each visits its share, and errors are joined by index. One device or ``"ddp"``; strategies
+      that cut up the parameters will not do.
+    - Learning-rate schedules begin anew with the second stage, so plan them for the longer of the two.
+    - The authors draw errors ``upweight`` times as often; ``reduction="weighted_mean"`` is that in expectation, while
+      under ``"mean"`` the step grows with the weights.
+    - ``ModelCheckpoint(monitor=...)`` and ``EarlyStopping`` see both stages; :attr:`stage` says which one it is.
+
+    State and cadence:
+        ``stage`` and, until the second one begins, the initial parameters and optimizer states: saved, so that a
+        checkpoint of either stage can be resumed. The weights are the module's.
+
+    Args:
+        epochs: Length of the first stage in epochs, >= 1. Short: errors must be those of the easy way out.
+        upweight: Factor :math:`\lambda` > 0 on the weights of errors. 1 is neutral: training starts over, that is all.
+            Default 20.0; the authors take 4 to 100.
+        dataloader: Where errors are looked for, a loader or a collection of them. ``None``: the training data.
+        weighting: Dotted name of the ``SampleWeight`` in the module; ``None`` for the only one.
+
+    Raises:
+        TypeError: When training starts, if the module has no ``find_errors``.
+        ValueError: When training starts, if the ``SampleWeight`` is not found, or training goes on from a checkpoint
+            that this callback was not part of.
+
+    Example:
+        >>> from reweigh.lightning_callbacks import JustTrainTwice
+        >>> from reweigh.losses import CrossEntropy, Objective
+        >>> from reweigh.weighting import SampleWeight
+        >>> loss = Objective(CrossEntropy(), SampleWeight(50_000), "weighted_mean")  # in the LightningModule
+        >>> callbacks = [JustTrainTwice(2, upweight=50.0)]  # in the Trainer
+
+    References:
+        E. Z. Liu, B. Haghgoo, A. S. Chen, A. Raghunathan, P. W. Koh, S. Sagawa, P. Liang, C. Finn, "Just Train Twice:
+        Improving Group Robustness without Training Group Information", ICML 2021.
+    """
+
+    def __init__(
+        self,
+        epochs: int,
+        *,
+        upweight: float = 20.0,
+        dataloader: Any = None,
+        weighting: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.epochs = check_whole(self, "epochs", epochs, low=1)
+        self.upweight = check_number(self, "upweight", upweight, low=0.0, open_low=True)
+        self.dataloader = dataloader
+        self.weighting = weighting
+        self.stage = 1
+        self.num_errors: int | None = None
+        """How many training samples the first stage's model got wrong, once that is known."""
+        self._initial: dict[str, Any] | None = None
+        self._restored = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"stage": self.stage, "num_errors": self.num_errors, "initial": self._initial}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.stage, self.num_errors = state_dict["stage"], state_dict["num_errors"]
+        self._initial = state_dict["initial"]
+        self._restored = True
+
+    # hooks
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        if not callable(getattr(pl_module, "find_errors", None)):
+            raise TypeError(
+                f"{NAME}: define find_errors(self, batch) in {type(pl_module).__name__}, returning the indices of the "
+                "batch's samples and which of them the model gets wrong"
+            )
+        self._table(pl_module)
+        if not self._restored:
+            if trainer.global_step == 0:
+                self.stage, self.num_errors = 1, None
+                self._initial = _beginning(trainer, pl_module)
+            elif self.stage == 1 and self._initial is None:
+                raise ValueError(
+                    f"{NAME}: training goes on at step {trainer.global_step} from a checkpoint that holds nothing of "
+                    f"this callback, so what to begin the second stage with is not known; train with {NAME} from the "
+                    "start, or load the parameters alone"
+                )
+        self._restored = False
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self._turn(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self._turn(trainer, pl_module)  # Lightning resumes some checkpoints without an epoch's start
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        if self.stage == 1 and trainer.is_global_zero:
+            warnings.warn(
+                f"{NAME}: training ended after {trainer.current_epoch} epochs, before the second stage, which begins "
+                f"after {self.epochs}",
+                stacklevel=2,
+            )
+
+    # the turn from one stage to the other
+
+    def _turn(self, trainer: Any, pl_module: Any) -> None:
+        if self.stage == 2 or trainer.current_epoch < self.epochs or self._initial is None:
+            return
+        errors = _joined(self._errors(trainer, pl_module), trainer.strategy.root_device)
+        table = self._table(pl_module)
+        for module in pl_module.modules():
+            if isinstance(module, SampleTable) and module is not table.table:
+                module.reset()
+        _begin_again(trainer, pl_module, self._initial)
+        table.set(errors, self.upweight * table.table.read(errors, table).flatten().double())
+        self.stage, self.num_errors, self._initial = 2, len(errors), None
+        if not self.num_errors and trainer.is_global_zero:
+            warnings.warn(
+                f"{NAME}: the model gets every training sample right after {self.epochs} epochs, so the second stage "
+                "is the first again; make the first one shorter, or regularise it more",
+                stacklevel=2,
+            )
+
+    def _table(self, pl_module: Any) -> SampleWeight:
+        found = {name: module for name, module in pl_module.named_modules() if isinstance(module, SampleWeight)}
+        if self.weighting is not None:
+            found = {name: module for name, module in found.items() if name == self.weighting}
+        if len(found) != 1:
+            asked = "one SampleWeight" if self.weighting is None else f"a SampleWeight named {self.weighting!r}"
+            raise ValueError(
+                f"{NAME}: {type(pl_module).__name__} must hold {asked} to write the errors' weights to, got "
+                f"{', '.join(found) or 'none'}; with several, name one by weighting="
+            )
+        return next(iter(found.values()))
+
+    def _errors(self, trainer: Any, pl_module: Any) -> Tensor:
+        """Sorted indices of this rank's errors, on the CPU."""
+        found = [torch.zeros(0, dtype=torch.long)]
+        source = trainer.fit_loop._combined_loader if self.dataloader is None else self.dataloader
+        with torch.no_grad(), same_random_state(), evaluating(pl_module), validating(trainer):
+            for place, loader in enumerate(loaders(source)):
+                for batch in _in_order(loader, trainer.global_rank, trainer.world_size):
+                    here = transferred(trainer, pl_module, batch, place)
+                    with trainer.precision_plugin.val_step_context():
+                        index, wrong = _answer(pl_module, here)
+                    found.append(index[wrong].cpu())
+        return torch.cat(found).unique()
+
+
+def _answer(pl_module: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    """What the LightningModule says of a batch."""
+    answer = pl_module.find_errors(batch)
+    pair = answer if isinstance(answer, (tuple, list)) and len(answer) == 2 else (None, None)
+    index, wrong = pair
+    if not isinstance(index, Tensor) or not isinstance(wrong, Tensor) or wrong.dtype != torch.bool:
+        raise TypeError(
+            f"{NAME}: {type(pl_module).__name__}.find_errors must return a pair of tensors, the samples' indices and a "
+            f"bool for each that is True where the model is wrong, got {_kind(answer)}"
+        )
+    if index.ndim != 1 or index.shape != wrong.shape or index.is_floating_point() or index.dtype == torch.bool:
+        raise ValueError(
+            f"{NAME}: {type(pl_module).__name__}.find_errors must return integers (n,) and bools (n,), got "
+            f"{_kind(answer)}"
+        )
+    return index.long(), wrong.to(index.device)
+
+
+def _kind(answer: Any) -> str:
+    if isinstance(answer, Tensor):
+        return f"{answer.dtype} {tuple(answer.shape)}"
+    if isinstance(answer, (tuple, list)):
+        return f"({', '.join(map(_kind, answer))})"
+    return type(answer).__name__
+
+
+def _in_order(loader: Any, rank: int, world: int) -> Any:
+    """The same data in order, this rank's share of them; an iterable without places as it is."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return loader
+    subset = subset_of(loader)
+    places: Any = range(len(loader.dataset)) if subset is None else sorted(subset)  # type: ignore[arg-type]
+    size = loader.batch_size
+    if size is None and loader.batch_sampler is not None:  # a batch sampler of one's own
+        size = getattr(loader.batch_sampler, "batch_size", None) or 1
+    return DataLoader(
+        loader.dataset,
+        batch_size=size,
+        sampler=places[rank::world],
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+    )
+
+
+def _joined(errors: Tensor, device: torch.device) -> Tensor:
+    """Those of all ranks, each once."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return errors
+    errors = errors.to(device)
+    (layout,) = shards(NAME, [len(errors)], "indices of errors", errors.device)
+    return collect(errors, layout).cpu().unique()
+
+
+def _beginning(trainer: Any, pl_module: Any) -> dict[str, Any]:
+    """Everything that training starts with but numbers of single samples, on the CPU."""
+    tables = [f"{name}.rows" for name, module in pl_module.named_modules() if isinstance(module, SampleTable)]
+    state = {name: value for name, value in pl_module.state_dict().items() if name not in tables}
+    return {
+        "module": {name: _kept(value) for name, value in state.items()},
+        "optimizers": [copy.deepcopy(optimizer.state_dict()) for optimizer in trainer.optimizers],
+        "schedulers": [copy.deepcopy(config.scheduler.state_dict()) for config in trainer.lr_scheduler_configs],
+    }
+
+
+def _kept(value: Any) -> Any:
+    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
+
+
+def _begin_again(trainer: Any, pl_module: Any, initial: dict[str, Any]) -> None:
+    pl_module.load_state_dict({**pl_module.state_dict(), **initial["module"]})
+    for config, state in zip(trainer.lr_scheduler_configs, initial["schedulers"], strict=True):
+        config.scheduler.load_state_dict(state)
+    for optimizer, state in zip(trainer.optimizers, initial["optimizers"], strict=True):
+        optimizer.load_state_dict(state)
+        optimizer.zero_grad()
+    for callback in trainer.callbacks:
+        if isinstance(callback, WeightingCallback):
+            callback.start_over(trainer, pl_module)
