@@ -16,12 +16,15 @@ from .metrics import (
 from .monitor import WeightingMonitor
 from .probe import ValidationProbe
 from .statistics import FitStatistics
+from .two_stage import JustTrainTwice, LearningFromFailure
 
 __all__ = [
     "EffectiveSampleSize",
     "FitStatistics",
     "GradientBalancing",
     "GroupAccuracy",
+    "JustTrainTwice",
+    "LearningFromFailure",
     "SplitAccuracy",
     "ValidationProbe",
     "WeightEntropy",

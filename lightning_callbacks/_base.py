@@ -217,3 +217,21 @@ def evaluating(root: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def validating(trainer: Any) -> Iterator[None]:
+    """The stage of a validation, for batch hooks that ask for it."""
+    stage = trainer.state.stage
+    trainer.state.stage = type(stage).VALIDATING
+    try:
+        yield
+    finally:
+        trainer.state.stage = stage
+
+
+def transferred(trainer: Any, pl_module: Any, batch: Any, place: int = 0) -> Any:
+    """A loader's batch as the module's hooks want it: converted, moved to the device."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=place)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=place)

@@ -228,6 +228,15 @@ class WeightingCallback(LightningCallback):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_observing": ExitStack(), "_window": [], "_random": None}
 
+    def start_over(self, trainer: Any, pl_module: Any) -> None:
+        """Count events anew from here: the module's weightings have been set back to where they began."""
+        self._find(trainer, pl_module)
+        self._offsets = {
+            path: [module.completed("step") - trainer.global_step, module.completed("epoch") - trainer.current_epoch]
+            for path, module in self._found
+            if module.tracks_events
+        }
+
     # losses beside those of training
 
     def _look_ahead(self, pl_module: Any) -> bool:

@@ -26,6 +26,8 @@ from ._base import (
     living_on_validation,
     needs_task_losses,
     task_losses,
+    transferred,
+    validating,
 )
 
 NAME = "ValidationProbe"
@@ -186,11 +188,9 @@ class ValidationProbe(LightningCallback):
         objectives = [module for module in objectives if not module.asleep]
         if not objectives:
             return
-        with torch.no_grad(), same_random_state(), evaluating(pl_module), _validating(trainer):
+        with torch.no_grad(), same_random_state(), evaluating(pl_module), validating(trainer):
             for batch, place in self._everything(trainer) if everything else self._few(trainer):
-                batch = trainer.precision_plugin.convert_input(batch)
-                batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=place)
-                batch = trainer.strategy.batch_to_device(batch, dataloader_idx=place)
+                batch = transferred(trainer, pl_module, batch, place)
                 with trainer.precision_plugin.val_step_context():
                     named = task_losses(NAME, pl_module, batch)
                 for module in objectives:
@@ -237,7 +237,7 @@ class ValidationProbe(LightningCallback):
                     f"{NAME}: there is no validation data; give fit() val_dataloaders, define val_dataloader() in the "
                     "module, or give the probe a dataloader"
                 )
-            with _validating(trainer):
+            with validating(trainer):
                 loop.setup_data()
             if loop._combined_loader is not None:
                 return None
@@ -258,17 +258,6 @@ class ValidationProbe(LightningCallback):
 def _records_of(module: MultiTaskLoss) -> int:
     """How many validation events what lives on them has had."""
     return max((part.completed("validation") for part in living_on_validation(module)), default=0)
-
-
-@contextmanager
-def _validating(trainer: Any) -> Iterator[None]:
-    """The stage of a validation, for batch hooks that ask for it."""
-    stage = trainer.state.stage
-    trainer.state.stage = type(stage).VALIDATING
-    try:
-        yield
-    finally:
-        trainer.state.stage = stage
 
 
 # batches

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
 from typing import Any, final
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from reweigh.losses.criteria.classwise import CrossEntropy
 from reweigh.losses.objective import Objective
-from reweigh.weighting.base import Weighting
 from reweigh.weighting.config import check_number, check_whole
 from reweigh.weighting.counting import loaders, same_random_state, subset_of
-from reweigh.weighting.dynamics import dynamics
 from reweigh.weighting.ranks import collect, shards
 from reweigh.weighting.remembered import RelativeDifficulty, SampleWeight
 from reweigh.weighting.sample import SampleTable
@@ -30,7 +26,7 @@ NAME = "JustTrainTwice"
 
 @final
 class JustTrainTwice(LightningCallback):
-    r"""Train, find the training samples that the model gets wrong, and train again from the start with these upweighted.
+    r"""Train, find the training samples that the model gets wrong, train again from the start with these upweighted.
 
     .. math:: w_i = \lambda \text{ where } \arg\max_c f_T(x_i)_c \ne y_i, \text{ else } 1
 
@@ -272,3 +268,96 @@ def _begin_again(trainer: Any, pl_module: Any, initial: dict[str, Any]) -> None:
     for callback in trainer.callbacks:
         if isinstance(callback, WeightingCallback):
             callback.start_over(trainer, pl_module)
+
+
+class LearningFromFailure:
+    r"""Mixin for a LightningModule with a biased network beside its own, before the base class (learning from failure).
+
+    .. math:: L = \mathrm{mean}_i\big(w_i\,\mathrm{CE}(f(x_i), y_i)\big) + \mathrm{GCE}(g(x_i), y_i), \qquad
+              w_i = \frac{b_i}{b_i + d_i}
+
+    - :math:`f`: the network that is wanted; :math:`g`: the biased one, which generalised cross-entropy keeps at what it
+      finds easy
+    - :math:`w_i`: :class:`~reweigh.weighting.RelativeDifficulty`, near 1 where only g fails; held constant
+
+    :meth:`failure_loss` does what ``training_step`` has to do. The module holds
+
+    - two networks without common parameters, and in ``configure_optimizers`` the parameters of both;
+    - ``self.loss``: an :class:`~reweigh.losses.Objective` with ``RelativeDifficulty`` in its weighting;
+    - ``self.biased_loss``: the objective of the biased network, ``GCELoss(q=0.7)`` in the paper.
+
+    :class:`WeightingCallback` drives both. Gradients of the two do not meet, so one optimizer, mixed precision,
+    accumulation and ``"ddp"`` work as they are (clipping by a common norm couples them), and a checkpoint holds
+    everything. Works with ``pytorch_lightning`` and ``lightning.pytorch``.
+
+    Raises:
+        TypeError: In ``failure_loss``, if ``self.loss`` does not weigh by relative difficulty, or ``self.biased_loss``
+            is no objective.
+
+    Example:
+        >>> import torch, pytorch_lightning as pl
+        >>> from reweigh.lightning_callbacks import LearningFromFailure
+        >>> from reweigh.losses import CrossEntropy, GCELoss, Objective
+        >>> from reweigh.weighting import RelativeDifficulty
+        >>> class Debiased(LearningFromFailure, pl.LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.net, self.biased = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
+        ...         self.loss = Objective(CrossEntropy(), RelativeDifficulty(100, 3))
+        ...         self.biased_loss = GCELoss(q=0.7)
+        ...     def training_step(self, batch):
+        ...         x, y, index = batch
+        ...         return self.failure_loss(self.net(x), self.biased(x), y, index=index)
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+    References:
+        J. Nam, H. Cha, S. Ahn, J. Lee, J. Shin, "Learning from Failure: Training Debiased Classifier from Biased
+        Classifier", NeurIPS 2020.
+    """
+
+    def failure_loss(
+        self,
+        logits: Tensor,
+        biased_logits: Tensor,
+        target: Tensor,
+        *,
+        index: Tensor,
+        mask: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
+        """The sum of both networks' losses, for ``training_step`` to return.
+
+        Args:
+            logits: ``(N, C)`` of the network that is wanted.
+            biased_logits: ``(N, C)`` of the biased network.
+            target: ``(N,)`` class indices.
+            index: ``(N,)`` positions in the data set.
+            mask: As in the call of an objective, for both.
+            sample_weight: As in the call of an objective, for both.
+        """
+        module: Any = self
+        debiased, biased = getattr(module, "loss", None), getattr(module, "biased_loss", None)
+        if not isinstance(debiased, Objective) or not _weighs_by_difficulty(debiased):
+            raise TypeError(
+                f"{type(self).__name__}: self.loss must be an Objective with RelativeDifficulty in its weighting, got "
+                f"{debiased!r}"
+            )
+        if not isinstance(biased, Objective):
+            raise TypeError(
+                f"{type(self).__name__}: self.biased_loss must be an Objective, such as GCELoss(), got {biased!r}"
+            )
+        meta: dict[str, Any] = {"mask": mask, "sample_weight": sample_weight}
+        with torch.no_grad():
+            failing = debiased.criterion.terms(biased_logits, target, **meta).loss
+        biased_value: Tensor = biased(biased_logits, target, **meta)
+        value: Tensor = debiased(logits, target, index=index, biased_loss=failing, **meta)
+        if module._trainer is not None and module.training and not module.trainer.barebones:
+            parts = {f"{PREFIX}/debiased_loss": value.detach(), f"{PREFIX}/biased_loss": biased_value.detach()}
+            module.log_dict(parts, on_step=True, on_epoch=False, sync_dist=False, batch_size=1)
+        return value + biased_value
+
+
+def _weighs_by_difficulty(objective: Objective) -> bool:
+    inside = [] if objective.weighting is None else objective.weighting.modules()
+    return any(isinstance(part, RelativeDifficulty) for part in inside)

@@ -50,9 +50,9 @@ class Accumulator(Configured, nn.Module):
 
     Raises:
         TypeError: If ``objective`` is none.
-        ValueError: If the reduction is ``"none"``, ``"log_mean_exp"`` or ``"group_mean"`` (groups spread over micro-batches), or if it is
-            ``"weighted_mean"`` with differentiated weights, whose gradient goes through the denominator too; if the
-            weighting has a penalty, or an inner objective has divided its terms already.
+        ValueError: If the reduction is ``"none"``, ``"log_mean_exp"`` or ``"group_mean"`` (groups spread over
+            micro-batches), or if it is ``"weighted_mean"`` with differentiated weights, whose gradient goes through the
+            denominator too; if the weighting has a penalty, or an inner objective has divided its terms already.
 
     Example:
         >>> import torch

@@ -43,12 +43,12 @@ class _Groups(NamedTuple):
 
     data: _Data
     member: Tensor
-    count: Tensor
+    sizes: Tensor
 
     def losses(self, layer: Tensor) -> Tensor:
         """``(G,)`` mean loss of each group, ``-inf`` for one without samples."""
         total = self.member.T @ self.data.losses(layer)
-        return torch.where(self.count > 0, total / self.count, -torch.inf)
+        return torch.where(self.sizes > 0, total / self.sizes, -torch.inf)
 
 
 @final
@@ -147,12 +147,12 @@ class GroupRobustLastLayer(Configured):
         weight = data.rows.new_ones(len(data.rows))
         layer = self._solve(data, weight, data.rows.new_zeros(self.num_classes, data.rows.shape[1]))
         losses = target.losses(layer)
-        log_q = torch.where(target.count > 0, 0.0, -torch.inf).log_softmax(0)
+        log_q = torch.where(target.sizes > 0, 0.0, -torch.inf).log_softmax(0)
         best, self._layer, self._history = weight, layer, [losses]
         lowest = losses.max()
         for _ in range(self.rounds):
             if self.mix == "eg":
-                log_q = (log_q + torch.where(target.count > 0, losses / self.temperature, 0.0)).log_softmax(0)
+                log_q = (log_q + torch.where(target.sizes > 0, losses / self.temperature, 0.0)).log_softmax(0)
             influence = self._influence(data, target, weight, layer, self._shares(losses, log_q))
             found = self._step(data, target, weight, layer, losses, influence, log_q)
             if found is None:
@@ -198,7 +198,7 @@ class GroupRobustLastLayer(Configured):
         return made
 
     def history(self) -> Tensor:
-        """``(rounds + 1, G)`` group losses of the target set, before the first update and after each; NaN: no sample."""
+        """``(rounds + 1, G)`` group losses of the target set before all updates and after each; NaN without samples."""
         if not self._history:
             raise ValueError("GroupRobustLastLayer: call fit() before history()")
         return torch.stack(self._history).masked_fill(self._history[0] == -torch.inf, torch.nan)
@@ -285,7 +285,7 @@ class GroupRobustLastLayer(Configured):
         return torch.cholesky_solve(slope.reshape(-1, 1), factor).reshape(classes, width)
 
     def _influence(self, data: _Data, target: _Groups, weight: Tensor, layer: Tensor, shares: Tensor) -> Tensor:
-        mix = target.member @ (shares / target.count.clamp_min(1.0))
+        mix = target.member @ (shares / target.sizes.clamp_min(1.0))
         slope = target.data.residuals(layer).mul(mix.unsqueeze(1)).T @ target.data.rows
         share = weight / weight.sum()
         pull = self._divide(data, share, layer, slope)

@@ -14,6 +14,7 @@ from reweigh.losses import (
 )
 from reweigh.losses.conformance import (
     CRITERION_FOR,
+    check_compile,
     check_criterion,
     check_kinds_of_input,
     check_objective,
@@ -45,6 +46,19 @@ def examples(registry):
     ]
 
 
+def through(registry, reductions=(None,)):
+    """Every example through every check of an objective; what takes long for more than the first is a slow test."""
+    for name in registry.available():
+        for i, example in enumerate(registry.record(name).examples):
+            for reduction in reductions:
+                for check in objective_checks():
+                    again = i > 0 and (check is check_compile or reduction == "none")
+                    chosen = [] if reduction is None else [reduction]
+                    label = "-".join([f"{name}-{i}", *chosen, check.__name__])
+                    marks = [pytest.mark.slow] if again else []
+                    yield pytest.param(name, dict(example), *chosen, check, id=label, marks=marks)
+
+
 @pytest.mark.parametrize("check", weighting_checks(), ids=lambda check: check.__name__)
 @pytest.mark.parametrize(("name", "example"), examples(weighting.registry))
 def test_weighting(name, example, check):
@@ -52,8 +66,7 @@ def test_weighting(name, example, check):
     check(made, terms_for(made, TERMS[weighting.registry.record(name).acts_on]))
 
 
-@pytest.mark.parametrize("check", objective_checks(), ids=lambda check: check.__name__)
-@pytest.mark.parametrize(("name", "example"), examples(losses.registry))
+@pytest.mark.parametrize(("name", "example", "check"), through(losses.registry))
 def test_objective(name, example, check):
     check(ready_objective(losses.create(name, **example)))
 
@@ -64,9 +77,9 @@ def test_every_kind_of_input_in_every_reduction_and_dtype(name, example):
     check_kinds_of_input(ready_objective(losses.create(name, **example)), every=True)
 
 
-@pytest.mark.parametrize("check", objective_checks(), ids=lambda check: check.__name__)
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize(("name", "example"), examples(weighting.registry))
+@pytest.mark.parametrize(
+    ("name", "example", "reduction", "check"), through(weighting.registry, reductions=("mean", "none"))
+)
 def test_weighting_in_an_objective(name, example, reduction, check):
     criterion = CRITERION_FOR[weighting.registry.record(name).acts_on]()
     if check is check_kinds_of_input and reduction != "mean":

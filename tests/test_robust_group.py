@@ -143,6 +143,65 @@ def test_losses_that_are_not_finite_are_not_learned(bad):
     assert weighting.get_buffer("group_loss").isfinite().all()
 
 
+def test_a_group_whose_loss_is_not_finite_is_not_absent():
+    """It must not decay as if its loss had been 0."""
+    weighting = GroupDRO(3, step_size=1.0, absent="decay")
+    teach(weighting, [math.nan, 2.0], [0, 1])
+    assert weighting.shares()[0].item() == pytest.approx(1 / 3, rel=1e-12)
+    pair = torch.tensor([2.0, 0.0], dtype=F64).softmax(0) * 2 / 3
+    torch.testing.assert_close(weighting.shares()[1:], pair)
+
+
+def test_q_stays_a_distribution_over_many_steps():
+    """Groups come and go; nothing drifts."""
+    weighting, generator = GroupDRO(4, step_size=0.05), torch.Generator().manual_seed(0)
+    for _ in range(3000):
+        here = torch.rand(4, generator=generator) < 0.5
+        weighting.commit(
+            {"loss_sum": here * torch.rand(4, generator=generator, dtype=F64), "loss_count": here.double()}
+        )
+    assert weighting.shares().sum().item() == pytest.approx(1.0, abs=1e-13)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: GroupDRO(3, step_size=0.3, adjustment=1.0, group_counts=[9, 3, 1]),
+        lambda: GroupCVaR(3, alpha=0.3, group_counts=[9, 3, 1]),
+    ],
+)
+def test_a_run_that_was_interrupted_goes_on_alike(make):
+    generator = torch.Generator().manual_seed(3)
+    steps = [
+        (3.0 * torch.rand(8, generator=generator, dtype=F64), torch.randint(3, (8,), generator=generator))
+        for _ in range(6)
+    ]
+    through, first = make(), make()
+    for loss, group in steps:
+        teach(through, loss, group)
+    for loss, group in steps[:3]:
+        teach(first, loss, group)
+    first.observe(terms([100.0], [0]))  # half a step, which is lost with the run
+    second = make()
+    second.load_state_dict(first.state_dict())
+    for loss, group in steps[3:]:
+        teach(second, loss, group)
+    for name, value in through.state_dict().items():
+        assert torch.equal(second.state_dict()[name], value), name
+    loss, group = steps[0]
+    assert torch.equal(second.weigh(terms(loss, group)), through.weigh(terms(loss, group)))
+
+
+def test_the_authors_order_weighs_with_what_it_has_just_seen():
+    losses, group = torch.tensor([1.0, 3.0], dtype=F64, requires_grad=True), torch.tensor([0, 1])
+    objective = Objective(FromLoss(lambda loss, zero: loss + zero), GroupDRO(2, step_size=1.0, cadence="forward"))
+    value = objective(losses, torch.zeros(2, dtype=F64), group=group)
+    q = torch.tensor([1.0, 3.0], dtype=F64).softmax(0)
+    torch.testing.assert_close(value, (q * losses).sum())
+    later = Objective(FromLoss(lambda loss, zero: loss + zero), GroupDRO(2, step_size=1.0))
+    assert later(losses, torch.zeros(2, dtype=F64), group=group).item() == pytest.approx(2.0)
+
+
 def test_one_hot_memberships_are_groups():
     generator = torch.Generator().manual_seed(0)
     group, loss = torch.randint(3, (12,), generator=generator), torch.rand(12, generator=generator, dtype=F64)
@@ -167,6 +226,29 @@ def test_memberships_arrive_through_the_objective():
         objective(logits, target, membership=torch.ones(4, 3) / 3)
     with pytest.raises(ValueError, match="'membership' is missing; pass membership="):
         objective(logits, target)
+
+
+def test_memberships_have_rows_that_add_up():
+    weighting = GroupDRO(2, by="membership")
+    weighting.weigh(terms([1.0, 1.0], membership=torch.tensor([[0.3, 0.7], [0.0, 0.0]])))  # the second has no group
+    half = torch.tensor([[0.301, 0.699], [0.55, 0.45]], dtype=torch.bfloat16)
+    weighting.weigh(terms([1.0, 1.0], membership=half))
+    for wrong in ([[0.5, 0.5], [1.0, 1.0]], [[1.5, -0.5], [1.0, 0.0]], [[math.nan, 1.0], [1.0, 0.0]]):
+        with pytest.raises(ValueError, match="membership must have rows of numbers >= 0 that add up to 1"):
+            weighting.weigh(terms([1.0, 1.0], membership=torch.tensor(wrong)))
+
+
+def test_memberships_of_masked_samples_do_not_matter():
+    weighting = GroupDRO(2, by="membership", step_size=1.0)
+    batch = terms([1.0, 3.0, 0.0], membership=torch.tensor([[1.0, 0.0], [0.2, 0.8], [math.nan, math.inf]]))
+    batch = batch._replace(mask=torch.tensor([True, True, False]))
+    left = terms([1.0, 3.0], membership=torch.tensor([[1.0, 0.0], [0.2, 0.8]]))
+    torch.testing.assert_close(weighting.weigh(batch)[:2], weighting.weigh(left))
+    other = GroupDRO(2, by="membership", step_size=1.0)
+    for made, seen in ((weighting, batch), (other, left)):
+        made.observe(seen)
+        made.update("step")
+    assert torch.equal(weighting.shares(), other.shares())
 
 
 def test_pixels_of_a_sample_share_its_group():
@@ -304,6 +386,9 @@ def test_evaluation_moves_nothing():
         (lambda: group_index(torch.tensor([0]), torch.tensor([2]), 2), "attribute must be in [0, 2), got 2..2"),
         (lambda: group_index(torch.tensor([-1]), torch.tensor([1]), 2), "label must be >= 0, got -1"),
         (lambda: group_sampling_weights(torch.zeros(0, dtype=torch.long)), "non-empty vector of integers >= 0"),
+        (lambda: group_sampling_weights([0, 2], num_groups=2), "group must be in [0, 2), got 2"),
+        (lambda: GroupCVaR(2, group_counts=None), "GroupCVaR: group_counts must be given, got None"),
+        (lambda: GroupFrequency([0, 0]), "must hold at least one positive number"),
     ],
 )
 def test_what_is_refused(make, message):

@@ -414,6 +414,8 @@ def test_what_is_not_finite_is_not_learned():
         weighting.update("step")
     assert weighting.summary()["log_u"] == before["log_u"]
     assert weigh(weighting, vector([1.0, 2.0])).isfinite().all()
+    # such a batch is weighed by the u there is
+    same(weigh(weighting, vector([torch.inf, 1.0]))[1], (1.0 - before["log_u"]).exp())
 
 
 def test_looking_does_not_move_u():

@@ -209,6 +209,7 @@ class GroupWeighting(Weighting):
         {"num_groups": 3, "step_size": 0.5},
         {"num_groups": 3, "step_size": 0.2, "adjustment": [2.0, 0.0, -1.0], "group_counts": [90, 9, 1]},
         {"num_groups": 4, "step_size": 1.0, "normalize_losses": True, "by": "category", "absent": "decay"},
+        {"num_groups": 3, "step_size": 0.5, "by": "membership"},
         {"num_groups": 3, "step_size": 0.5, "group_counts": [5, 3, 2], "balance": "counts", "by": "membership"},
     ),
 )

@@ -159,9 +159,9 @@ def group_sampling_weights(
     if at.ndim != 1 or not at.numel() or int(at.min()) < 0:
         found = tuple(at.shape) if at.ndim != 1 or not at.numel() else int(at.min())
         raise ValueError(f"group_sampling_weights: group must be a non-empty vector of integers >= 0, got {found}")
-    if num_groups is not None and int(at.max()) >= check_whole(
-        "group_sampling_weights", "num_groups", num_groups, low=1
-    ):
+    if num_groups is not None:
+        check_whole("group_sampling_weights", "num_groups", num_groups, low=1)
+    if num_groups is not None and int(at.max()) >= num_groups:
         raise ValueError(f"group_sampling_weights: group must be in [0, {num_groups}), got {int(at.max())}")
     power = check_number("group_sampling_weights", "power", power, low=0.0)
     weights = inverse_frequency_weight(torch.bincount(at).double(), power)[at]
