@@ -66,7 +66,7 @@ def test_weighting(name, example, check):
     check(made, terms_for(made, TERMS[weighting.registry.record(name).acts_on]))
 
 
-@pytest.mark.parametrize(("name", "example", "check"), through(losses.registry))
+@pytest.mark.parametrize(("name", "example", "check"), list(through(losses.registry)))
 def test_objective(name, example, check):
     check(ready_objective(losses.create(name, **example)))
 
@@ -78,7 +78,7 @@ def test_every_kind_of_input_in_every_reduction_and_dtype(name, example):
 
 
 @pytest.mark.parametrize(
-    ("name", "example", "reduction", "check"), through(weighting.registry, reductions=("mean", "none"))
+    ("name", "example", "reduction", "check"), list(through(weighting.registry, reductions=("mean", "none")))
 )
 def test_weighting_in_an_objective(name, example, reduction, check):
     criterion = CRITERION_FOR[weighting.registry.record(name).acts_on]()
