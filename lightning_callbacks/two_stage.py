@@ -19,7 +19,7 @@ from reweigh.weighting.remembered import RelativeDifficulty, SampleWeight
 from reweigh.weighting.sample import SampleTable
 
 from ._base import PREFIX, LightningCallback, evaluating, transferred, validating
-from .driver import WeightingCallback
+from .driver import WeightingCallback, _logs_now
 
 NAME = "JustTrainTwice"
 
@@ -48,8 +48,8 @@ class JustTrainTwice(LightningCallback):
     - Several processes: each visits its share, and errors are joined by index. One device or ``"ddp"``; strategies
       that cut up the parameters will not do.
     - Learning-rate schedules begin anew with the second stage, so plan them for the longer of the two.
-    - The authors draw errors ``upweight`` times as often; ``reduction="weighted_mean"`` is that in expectation, while
-      under ``"mean"`` the step grows with the weights.
+    - The authors draw errors more often instead; ``reduction="weighted_mean"`` is that in expectation, while under
+      ``"mean"`` the step grows with the weights. Their program adds copies, ``upweight - 1`` of each error here.
     - ``ModelCheckpoint(monitor=...)`` and ``EarlyStopping`` see both stages; :attr:`stage` says which one it is.
 
     State and cadence:
@@ -288,7 +288,11 @@ class LearningFromFailure:
 
     :class:`WeightingCallback` drives both. Gradients of the two do not meet, so one optimizer, mixed precision,
     accumulation and ``"ddp"`` work as they are (clipping by a common norm couples them), and a checkpoint holds
-    everything. Works with ``pytorch_lightning`` and ``lightning.pytorch``.
+    everything. Works with ``pytorch_lightning`` and ``lightning.pytorch``. Both losses are logged, as
+    ``reweigh/debiased_loss`` and ``reweigh/biased_loss``, at the Trainer's ``log_every_n_steps``.
+
+    In the long run only samples that g fails on have weight, and f forgets the others: choose the epoch on validation
+    data.
 
     Raises:
         TypeError: In ``failure_loss``, if ``self.loss`` does not weigh by relative difficulty, or ``self.biased_loss``
@@ -352,7 +356,7 @@ class LearningFromFailure:
             failing = debiased.criterion.terms(biased_logits, target, **meta).loss
         biased_value: Tensor = biased(biased_logits, target, **meta)
         value: Tensor = debiased(logits, target, index=index, biased_loss=failing, **meta)
-        if module._trainer is not None and module.training and not module.trainer.barebones:
+        if module._trainer is not None and module.training and _logs_now(module.trainer):
             parts = {f"{PREFIX}/debiased_loss": value.detach(), f"{PREFIX}/biased_loss": biased_value.detach()}
             module.log_dict(parts, on_step=True, on_epoch=False, sync_dist=False, batch_size=1)
         return value + biased_value

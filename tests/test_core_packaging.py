@@ -161,11 +161,15 @@ print(took, ",".join(sorted({name.partition(".")[0] for name in set(sys.modules)
 """
 
 
-def test_importing_is_light():
-    """No optional dependency is imported, and the library adds less than 150 ms to torch (the best of three)."""
-    times = []
-    for _ in range(3):
-        done = subprocess.run([sys.executable, "-c", COST], capture_output=True, text=True, timeout=120)
+def test_importing_is_light(tmp_path):
+    """No optional dependency is imported, and the library adds less than 150 ms to torch (the best of four).
+
+    The first time compiles the sources, as it does once after an installation.
+    """
+    times, env = [], {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path)}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
+    for _ in range(4):
+        done = subprocess.run([sys.executable, "-c", COST], capture_output=True, text=True, timeout=120, env=env)
         assert done.returncode == 0, done.stderr
         took, _, heavy = done.stdout.strip().partition(" ")
         assert heavy == ""

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import os
 import pickle
 import sys
 
@@ -10,7 +11,7 @@ import torch
 
 from reweigh.losses import AdaWACLoss, CrossEntropy, Objective
 from reweigh.weighting import AdaWAC, LossTerms, SampleTable, SampleWeight, Weighting
-from reweigh.weighting.sample import note
+from reweigh.weighting.sample import note, places
 
 F64 = torch.float64
 
@@ -278,3 +279,112 @@ def test_set_weights_act_and_are_saved():
     weighting.reset()
     assert weighting.table.rows.flatten().tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
     weighting.set([], 3.0)  # an empty error set is no error
+
+
+def test_weights_given_at_construction_outlive_a_journey_without_values():
+    weighting = SampleWeight(3, weights=[1.0, 2.0, 3.0]).to("meta").to_empty(device="cpu")
+    assert weighting.table.rows.flatten().tolist() == [1.0, 2.0, 3.0]
+
+
+def test_a_checkpoint_is_taken_over_by_a_module_without_values():
+    saved = SampleWeight(3, weights=[1.0, 2.0, 3.0]).state_dict()
+    weighting = SampleWeight(3).to("meta")
+    weighting.load_state_dict(saved, assign=True)
+    assert weighting.table.rows.flatten().tolist() == [1.0, 2.0, 3.0]
+    weighting.set([0], 9.0)
+    assert saved["table.rows"][0] == 1.0
+
+
+def test_bringing_copies_together_leaves_the_table_as_it_was():
+    table = SampleTable(10, 2)
+    table.rows.copy_(torch.randn(10, 2, generator=torch.Generator().manual_seed(0)))
+    table.rows[3, 0] = float("nan")
+    before = table.rows.clone()
+    batch = terms([1.0, 2.0, 3.0, 4.0], [3, 7, 3, 7])
+    found = table.seen(note(None, batch, batch.loss))
+    torch.testing.assert_close(found.before, before[[3, 7, 3, 7]], rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(table.rows, before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_an_interruption_leaves_the_table_as_it_was(monkeypatch):
+    table = SampleTable(10)
+    table.rows.fill_(0.25)
+
+    batch = terms([1.0, 2.0], [3, 7])
+    rows, reading = note(None, batch, batch.loss), torch.Tensor.index_select
+    calls = []
+
+    def second_time(self, *args):
+        calls.append(table.rows.flatten().tolist())
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return reading(self, *args)
+
+    monkeypatch.setattr(torch.Tensor, "index_select", second_time)
+    with pytest.raises(KeyboardInterrupt):
+        table.seen(rows)
+    monkeypatch.undo()
+    assert calls[1] != [0.25] * 10  # it was in the middle
+    assert (table.rows == 0.25).all()
+
+
+@pytest.mark.parametrize("exact", [2**24, 0], ids=["through the table", "by sorting"])
+def test_both_ways_of_finding_copies_say_the_same(exact, monkeypatch):
+    monkeypatch.setattr(sys.modules["reweigh.weighting.sample"], "_EXACT", exact)
+    generator = torch.Generator().manual_seed(1)
+    index = torch.randint(20, (200,), generator=generator)
+    loss = torch.rand(200, generator=generator, dtype=F64)
+    batch = terms(loss, index)
+    found = SampleTable(20).seen(note(None, batch, loss))
+    for sample, (times, means) in by_hand(found).items():
+        mine = loss[index == sample]
+        assert times == len(mine)
+        assert means[0] == pytest.approx(mine.mean().item(), rel=1e-12)
+
+
+def test_only_terms_that_count_make_a_sample_and_its_copies():
+    """A masked term's copies and numbers, NaN included, are nothing."""
+    loss = torch.tensor([[1.0, 3.0], [2.0, 5.0]], dtype=F64)
+    batch = terms(loss, [4, 6], mask=[[True, False], [True, True]])
+    batch = batch._replace(multiplicity=torch.tensor([[2.0, 7.0], [1.0, 3.0]], dtype=F64))
+    value = torch.tensor([[1.0, float("nan")], [2.0, 5.0]], dtype=F64)
+    rows = note(None, batch, value)
+    assert rows.tolist() == [[4.0, 2.0, 2.0], [6.0, 3.0, 3 * (2.0 + 3 * 5.0) / 4]]
+
+
+def test_an_empty_batch_of_several_terms_teaches_nothing():
+    for mask in (None, torch.zeros(0, 2, dtype=torch.bool)):
+        batch = terms(torch.zeros(0, 2), torch.zeros(0, dtype=torch.long), mask=mask)
+        assert note(None, batch, batch.loss).shape == (0, 3)
+
+
+def test_places_of_samples_that_do_not_count_may_be_anything():
+    batch = terms([1.0, 2.0, 3.0], [-1, 2, 10**9], mask=[False, True, False])
+    assert places(None, batch).tolist() == [0, 2, 0]
+    batch = terms([1.0, 2.0], [5, -7], times=torch.tensor([1.0, 0.0]))
+    assert places(None, batch).tolist() == [5, 0]
+    assert places(None, terms([1.0], [-1])).tolist() == [-1]  # refused by the table
+
+
+def test_a_full_disk_is_an_error_at_once(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    if not hasattr(os, "posix_fallocate"):
+        pytest.skip("files cannot be reserved here")
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        SampleTable(10, storage=str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_kept_on_a_device_is_written_from_another(tmp_path):
+    """Indices come from where the model is; the table stays. On the CPU both are the same, and pinned to stay so."""
+    loss = AdaWACLoss(6, device="cpu")
+    loss.train()(torch.tensor([2.0], requires_grad=True), torch.zeros(1), index=at(3))
+    loss.to("meta")
+    assert loss.weighting.logit.rows.device.type == "cpu"
+    loss = loss.to_empty(device="cpu")
+    loss.train()(torch.tensor([2.0], requires_grad=True), torch.zeros(1), index=at(3))
+    loss.update("step")
+    assert loss.weighting.logit.rows.flatten().tolist() == [0.0, 0.0, 0.0, 2.0, 0.0, 0.0]

@@ -11,7 +11,7 @@ from .base import Scope, Weighting, lookup, method
 from .config import as_table, check_whole
 from .dynamics import Event
 from .frequency import Values
-from .sample import SampleTable, note
+from .sample import SampleTable, note, places
 from .schedules import Schedule, check_hyper, value_of
 from .terms import LossTerms
 
@@ -109,7 +109,7 @@ class SampleWeight(Weighting):
         self.table.write(at, values.unsqueeze(1), self)
 
     def weigh(self, terms: LossTerms) -> Tensor:
-        found = self.table.read(terms.need("index", self), self).squeeze(1)
+        found = self.table.read(places(self, terms), self).squeeze(1)
         return terms.spread(found.to(terms.loss.dtype))
 
     def reset(self) -> None:
@@ -146,7 +146,7 @@ class AdaWAC(Weighting):
 
     Weights:
         In (0, 1), both of a sample adding up to 1: the larger loss gains (mirror ascent). Detached. Equal losses are a
-        fixed point. No argument is neutral.
+        fixed point, and a sample of which only one loss counts keeps its logit. No argument is neutral.
 
     State and cadence:
         ``logit``: a :class:`SampleTable`, written at every optimizer step, by all micro-batches and ranks.
@@ -205,10 +205,13 @@ class AdaWAC(Weighting):
                 "AdaWAC: terms must be (samples, 2), the supervised and the consistency loss of each; "
                 f"got {tuple(terms.loss.shape)}"
             )
-        return terms.loss.detach()[:, 0] - terms.loss.detach()[:, 1]
+        supervised, consistency = terms.loss.detach().unbind(1)
+        gap = supervised - consistency
+        # one loss alone says nothing of their difference
+        return gap if terms.mask is None else torch.where(terms.mask.all(1), gap, torch.zeros_like(gap))
 
     def weigh(self, terms: LossTerms) -> Tensor:
-        before = self.logit.read(terms.need("index", self), self).squeeze(1)
+        before = self.logit.read(places(self, terms), self).squeeze(1)
         logit = before.to(terms.loss.dtype) + value_of(self.lr) * self._gap(terms)
         return torch.stack([logit, -logit], 1).sigmoid()
 
@@ -231,12 +234,13 @@ class AdaWAC(Weighting):
     "relative_difficulty",
     paper="Learning from Failure: Training Debiased Classifier from Biased Classifier",
     venue="NeurIPS 2020",
-    official="alinlab/LfF train.py",
+    official="alinlab/LfF@e66796ec train.py, util.py",
     defaults={"smoothing": ("0.3", "authors' code: 0.7 of the old value is kept")},
     deviations=(
-        "The first visit of a sample starts its running losses; the authors' start at 0.",
-        "The largest running loss of a class is a running one within an epoch, and exact at its end; the authors "
-        "search the whole table at every step.",
+        "The largest running loss of a class is a running one within an epoch, and exact at its end. A batch's losses "
+        "enter it at the step, for a sample itself at once; the authors search the whole table, with this batch in it, "
+        "at every step.",
+        "No 1e-8 in the denominator: where both running losses are 0 the weight is 1/2.",
         "The biased network's gradient has no further factor q beside GeneralizedCrossEntropy's.",
     ),
     examples=({"num_samples": 8, "num_classes": 4}, {"num_samples": 12, "num_classes": 4, "smoothing": 1.0}),
@@ -268,7 +272,7 @@ class RelativeDifficulty(Weighting):
         Labels are noisy: the biased network fails on wrong labels first.
 
     Deviations:
-        See the record: first visits, class maxima.
+        See the record: class maxima, both losses 0. As in the authors' code the first visit starts the running losses.
 
     Args:
         num_samples: Length of the data set.
@@ -319,7 +323,7 @@ class RelativeDifficulty(Weighting):
         return torch.where(new, now, before + value_of(self.smoothing) * (now - before))
 
     def weigh(self, terms: LossTerms) -> Tensor:
-        before = self.losses.read(terms.need("index", self), self).to(terms.loss.dtype)
+        before = self.losses.read(places(self, terms), self).to(terms.loss.dtype)
         now = terms.need("biased_loss", self).detach().to(terms.loss.dtype), terms.loss.detach()
         shares = []
         for place, (loss, most) in enumerate(zip(now, self.get_buffer("class_max").unbind(1), strict=True)):

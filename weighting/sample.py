@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -85,7 +86,7 @@ class SampleTable(Dynamic):
             self.rows = torch.full((num_samples, columns), self.fill, dtype=torch.float32, device=device)
         else:
             self.rows = _mapped(Path(storage), num_samples, columns)
-            self.rows.fill_(self.fill)
+            self._begin()
 
     def read(self, index: Tensor, owner: object | None = None) -> Tensor:
         """``(n, columns)`` float32 rows of ``index (n,)``, on the index's device."""
@@ -115,9 +116,11 @@ class SampleTable(Dynamic):
             numbers = torch.searchsorted(samples.sort().values, samples)
         else:
             first, at = self.rows[:, 0], samples.to(self.rows.device)
-            first.index_copy_(0, at, torch.arange(len(at), dtype=first.dtype, device=at.device))
-            numbers = first.index_select(0, at).long().to(samples.device)
-            first.index_copy_(0, at, before[:, 0].to(first.device))
+            try:
+                first.index_copy_(0, at, torch.arange(len(at), dtype=first.dtype, device=at.device))
+                numbers = first.index_select(0, at).long().to(samples.device)
+            finally:  # also where somebody interrupts
+                first.index_copy_(0, at, before[:, 0].to(first))
         sums = torch.zeros_like(rows[:, 1:]).index_add_(0, numbers, rows[:, 1:]).index_select(0, numbers)
         times = sums[:, 0]
         return Seen(samples, times, sums[:, 1:] / times.clamp_min(_LEAST).unsqueeze(1), before)
@@ -135,6 +138,9 @@ class SampleTable(Dynamic):
 
     def reset(self) -> None:
         super().reset()
+        self._begin()
+
+    def _begin(self) -> None:
         if self.begins is None:
             self.rows.fill_(self.fill)
         else:
@@ -150,7 +156,7 @@ class SampleTable(Dynamic):
                 fresh = self.rows.is_meta
                 self.rows = torch.empty_like(self.rows, device=device) if fresh else self.rows.to(device)
                 if fresh:
-                    self.rows.fill_(self.fill)
+                    self._begin()
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -181,6 +187,8 @@ class SampleTable(Dynamic):
                 f"SampleTable: {key} in the checkpoint is {tuple(saved.shape)}, but {tuple(self.rows.shape)} "
                 "(num_samples, columns) was declared"
             )
+        elif self.rows.is_meta and local_metadata.get("assign_to_params_buffers", False):
+            self.rows = saved.detach().to(torch.float32, copy=True)
         else:
             self.rows.copy_(saved)
 
@@ -188,9 +196,20 @@ class SampleTable(Dynamic):
 def _mapped(folder: Path, num_samples: int, columns: int) -> Tensor:
     """Float32 numbers in a file that only this process knows."""
     with tempfile.NamedTemporaryFile(dir=folder, suffix=".samples") as file:
-        file.truncate(4 * num_samples * columns)
+        if hasattr(os, "posix_fallocate"):  # a full disk says so now, not in the middle of training
+            os.posix_fallocate(file.fileno(), 0, 4 * num_samples * columns)
+        else:
+            file.truncate(4 * num_samples * columns)
         held = torch.from_file(file.name, shared=True, size=num_samples * columns, dtype=torch.float32)
     return held.reshape(num_samples, columns)
+
+
+def places(owner: object, terms: LossTerms) -> Tensor:
+    """``(S[0],)`` index of each sample, 0 where nothing of the sample counts, whatever stands there."""
+    index = terms.need("index", owner)
+    if terms.mask is None and terms.multiplicity is None:
+        return index
+    return index.where(_by_sample(terms.counts() > 0).any(1), torch.zeros_like(index))
 
 
 def note(owner: object, terms: LossTerms, *values: Tensor) -> Tensor:
@@ -200,23 +219,24 @@ def note(owner: object, terms: LossTerms, *values: Tensor) -> Tensor:
     """
     index = terms.need("index", owner)
     if terms.mask is None and terms.multiplicity is None and terms.share is None:
-        flat = [value if value.ndim == 1 else value.reshape(len(index), -1).mean(1) for value in values]
-        return torch.stack(
-            [index.double(), torch.ones_like(index, dtype=torch.float64), *(v.double() for v in flat)], 1
-        )
-    counts = terms.counts().double()
-    mass = counts.reshape(len(index), -1).sum(1) if counts.numel() else counts.new_zeros(len(index))
-    safe = torch.where(mass > 0, mass, torch.ones_like(mass))
-    if terms.multiplicity is None:
+        means = [value.double() if value.ndim == 1 else _by_sample(value).double().mean(1) for value in values]
+        return torch.stack([index.double(), torch.ones_like(index, dtype=torch.float64), *means], 1)
+    counts = _by_sample(terms.counts().double())
+    valid, mass = counts > 0, counts.sum(1)
+    if terms.multiplicity is None or not counts.numel():
         times = (mass > 0).double()
     else:
-        per_sample = terms.multiplicity.double().reshape(len(index), -1)
-        times = per_sample.amax(1) * (mass > 0) if per_sample.numel() else mass
-    columns = [index.where(mass > 0, torch.zeros_like(index)).double(), times]
+        copies = terms.spread(terms.multiplicity).double().expand_as(terms.loss)
+        times = torch.where(valid, _by_sample(copies), 0.0).amax(1)
+    columns = [index.where(times > 0, torch.zeros_like(index)).double(), times]
     for value in values:
-        if value.ndim < counts.ndim or value.ndim == 1:
-            mean = value.double()
-        else:
-            mean = (counts * value.double()).reshape(len(index), -1).sum(1) / safe
-        columns.append(torch.where(times > 0, mean, torch.zeros_like(mean)) * times)
+        mean = value.double()
+        if value.ndim > 1:
+            mean = torch.where(valid, counts * _by_sample(mean), 0.0).sum(1) / mass.clamp_min(_LEAST)
+        columns.append(torch.where(times > 0, mean, 0.0) * times)
     return torch.stack(columns, 1)
+
+
+def _by_sample(value: Tensor) -> Tensor:
+    """``(*S)`` as ``(S[0], terms)``."""
+    return value.flatten(1) if value.ndim > 1 else value.unsqueeze(1)
