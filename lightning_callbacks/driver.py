@@ -85,7 +85,8 @@ class WeightingCallback(LightningCallback):
 
     State and cadence:
         The weightings' own state lives in the module's ``state_dict``. This callback saves integers only: where the
-        last validation was, and how far modules were that had been trained before this Trainer's first step.
+        last validation was, and how far modules' clocks are from the Trainer's: those of modules that had been trained
+        before its first step, and those that :meth:`start_over` set back.
 
     Args:
         log: Whether to log.

@@ -44,7 +44,8 @@ class JustTrainTwice(LightningCallback):
     transfer hooks make. Random state is left as it was.
 
     - The training data are visited in order, each sample once, by the data set's own transforms: where they augment at
-      random, give a loader without as ``dataloader``. An ``IterableDataset`` is read as training reads it.
+      random, give a loader without as ``dataloader``. An ``IterableDataset``, and a loader that does not batch, is
+      read as training reads it.
     - Several processes: each visits its share, and errors are joined by index. One device or ``"ddp"``; strategies
       that cut up the parameters will not do.
     - Learning-rate schedules begin anew with the second stage, so plan them for the longer of the two.
@@ -185,7 +186,7 @@ class JustTrainTwice(LightningCallback):
                     with trainer.precision_plugin.val_step_context():
                         index, wrong = _answer(pl_module, here)
                     found.append(index[wrong].cpu())
-        return torch.cat(found).unique()
+        return _each_once(torch.cat(found))
 
 
 def _answer(pl_module: Any, batch: Any) -> tuple[Tensor, Tensor]:
@@ -215,14 +216,16 @@ def _kind(answer: Any) -> str:
 
 
 def _in_order(loader: Any, rank: int, world: int) -> Any:
-    """The same data in order, this rank's share of them; an iterable without places as it is."""
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+    """The same data in order, this rank's share of them; what has no places of samples as it is."""
+    if (
+        not isinstance(loader, DataLoader)
+        or isinstance(loader.dataset, IterableDataset)
+        or loader.batch_sampler is None
+    ):
         return loader
     subset = subset_of(loader)
     places: Any = range(len(loader.dataset)) if subset is None else sorted(subset)  # type: ignore[arg-type]
-    size = loader.batch_size
-    if size is None and loader.batch_sampler is not None:  # a batch sampler of one's own
-        size = getattr(loader.batch_sampler, "batch_size", None) or 1
+    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 1  # a batch sampler of one's own
     return DataLoader(
         loader.dataset,
         batch_size=size,
@@ -240,7 +243,12 @@ def _joined(errors: Tensor, device: torch.device) -> Tensor:
         return errors
     errors = errors.to(device)
     (layout,) = shards(NAME, [len(errors)], "indices of errors", errors.device)
-    return collect(errors, layout).cpu().unique()
+    return _each_once(collect(errors, layout).cpu())
+
+
+def _each_once(index: Tensor) -> Tensor:
+    ordered = index.sort().values
+    return ordered[torch.cat([torch.ones(len(ordered[:1]), dtype=torch.bool), ordered.diff() > 0])]
 
 
 def _beginning(trainer: Any, pl_module: Any) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def rich():
 
 def optimizers(model):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
-    return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.7)]
+    return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1 / (1 + epoch))]
 
 
 def module(loss, *, package="pytorch_lightning", dropout=0.0):
@@ -154,6 +154,17 @@ def test_the_order_of_callbacks_does_not_matter(tmp_path):
         trainer(tmp_path, callbacks, max_epochs=3).fit(model, data())
         found.append(states(model))
     assert_same(*found)
+
+
+def test_the_second_stage_has_begun_when_its_first_epoch_does(tmp_path):
+    """What the module does at an epoch's start, it does with the parameters of the stage."""
+    model, callback, seen = module(plain()), JustTrainTwice(1), []
+    model.on_train_epoch_start = lambda: seen.append((callback.stage, model.net[1].weight.detach().clone()))
+    trainer(tmp_path, callback, max_epochs=3).fit(model, data())
+    assert [stage for stage, _ in seen] == [1, 2, 2]
+    first, again, later = (weight for _, weight in seen)
+    assert torch.equal(first, again)
+    assert not torch.equal(again, later)
 
 
 def test_a_factor_of_one_is_training_without_it(tmp_path):
@@ -337,6 +348,20 @@ def test_a_stream_is_read_as_it_is(tmp_path):
     watching, marked = run_watched(tmp_path, DataLoader(Stream(), batch_size=4))
     assert watching.visited() == list(range(0, SIZE, 2))
     assert marked == {4}
+
+
+class Batched(Indexed):
+    """Takes a list of places and gives a batch."""
+
+    def __getitem__(self, places):
+        return self.x[places], self.y[places], torch.as_tensor(places)
+
+
+def test_a_loader_that_does_not_batch_is_read_as_it_is(tmp_path):
+    sampler = BatchSampler(range(SIZE), 8, drop_last=False)
+    watching, marked = run_watched(tmp_path, DataLoader(Batched(), sampler=sampler, batch_size=None))
+    assert [len(batch) for batch in watching.indices] == [8, 8, 8, 6]
+    assert marked == {1, 4}
 
 
 def test_a_loader_of_ones_own_and_several_of_them(tmp_path):

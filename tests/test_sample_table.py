@@ -378,13 +378,13 @@ def test_a_full_disk_is_an_error_at_once(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_table_kept_on_a_device_is_written_from_another(tmp_path):
-    """Indices come from where the model is; the table stays. On the CPU both are the same, and pinned to stay so."""
-    loss = AdaWACLoss(6, device="cpu")
-    loss.train()(torch.tensor([2.0], requires_grad=True), torch.zeros(1), index=at(3))
-    loss.to("meta")
-    assert loss.weighting.logit.rows.device.type == "cpu"
-    loss = loss.to_empty(device="cpu")
-    loss.train()(torch.tensor([2.0], requires_grad=True), torch.zeros(1), index=at(3))
-    loss.update("step")
-    assert loss.weighting.logit.rows.flatten().tolist() == [0.0, 0.0, 0.0, 2.0, 0.0, 0.0]
+def test_a_module_that_lost_its_values_goes_on_from_the_start():
+    """What was pending when it went to the meta device is gone, and no reason to fail; a pinned table stays."""
+    for device, kept in (("cpu", 5.0), (None, 0.0)):
+        loss = AdaWACLoss(6, device=device)
+        loss.weighting.logit.write(at(1), torch.tensor([[5.0]]))
+        loss.train()(torch.tensor([2.0], requires_grad=True), torch.zeros(1), index=at(3))
+        loss = loss.to("meta").to_empty(device="cpu")
+        loss(torch.tensor([2.0], requires_grad=True), torch.zeros(1), index=at(3))
+        loss.update("step")
+        assert loss.weighting.logit.rows.flatten().tolist() == [0.0, kept, 0.0, 2.0, 0.0, 0.0]

@@ -248,9 +248,11 @@ class Dynamic(Configured, nn.Module, metaclass=_Built):
                 torch.empty_like(source, device=moved.device) if source.is_meta else source.to(moved.device)
             )
         for name, pending in self._pending.items():
-            self._pending[name] = pending.to(fn(torch.zeros(0, device=pending.device)).device)
+            device = fn(torch.zeros(0, device=pending.device)).device
+            self._pending[name] = torch.zeros_like(pending, device=device) if pending.is_meta else pending.to(device)
         for waiting in self._rows.values():
-            waiting[:] = [rows.to(fn(torch.zeros(0, device=rows.device)).device) for rows in waiting]
+            kept = [rows for rows in waiting if not rows.is_meta]
+            waiting[:] = [rows.to(fn(torch.zeros(0, device=rows.device)).device) for rows in kept]
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -106,6 +106,7 @@ class SampleWeight(Weighting):
             raise ValueError(f"SampleWeight: weights must be one number or {len(at)}, got {len(values)}")
         if bool((at.sort().values.diff() == 0).any()):
             raise ValueError("SampleWeight: index must name each sample once, got some twice")
+        self.table.read(at, self)  # a wrong index is refused before anything is written
         self.table.write(at, values.unsqueeze(1), self)
 
     def weigh(self, terms: LossTerms) -> Tensor:

@@ -1,8 +1,8 @@
 """What a table of all training samples costs: ``python -m reweigh.benchmarks.speed.samples``.
 
-An update is what an optimizer step asks of :class:`~reweigh.weighting.AdaWAC`: the batch noted, the rows joined, copies
-brought together, the table read and written at as many random places. Time is CPU time of one thread, in rounds that
-go through all tables in a new order; nothing is asserted.
+The table alone: a batch noted, copies of a sample brought together, the table read and written at as many random
+places. An update is that and everything else that an optimizer step asks of :class:`~reweigh.weighting.AdaWAC`. Time is
+CPU time of one thread, in rounds that go through all tables in a new order; nothing is asserted.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ from rich.console import Console
 from rich.table import Table
 
 from reweigh.weighting import AdaWAC, LossTerms
+from reweigh.weighting.sample import note
 
 SIZES = [10**5, 10**6, 10**7]
 BATCH = 1024
 OUT = Path(__file__).parent / "results" / "samples.json"
+MEASURED = ("table", "update", "weigh")
 
 
-def stepper(subject: AdaWAC, size: int, batch: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """An update and a weighing, each over and over on batches of random samples, as an epoch brings them."""
+def steppers(subject: AdaWAC, size: int, batch: int) -> dict[str, Callable[[], Any]]:
+    """What is measured, each over and over on batches of random samples, as an epoch brings them."""
     generator = torch.Generator().manual_seed(0)
     batches = [
         LossTerms(torch.rand(batch, 2, generator=generator), index=torch.randint(size, (batch,), generator=generator))
@@ -44,6 +46,12 @@ def stepper(subject: AdaWAC, size: int, batch: int) -> tuple[Callable[[], Any], 
         number += 1
         return batches[number % len(batches)]
 
+    def table() -> None:
+        with torch.no_grad():
+            terms = following()
+            found = subject.logit.seen(note(subject, terms, terms.loss[:, 0]))
+            subject.logit.write(found.samples, found.before + found.means.float())
+
     def update() -> None:
         with torch.no_grad():
             subject.observe(following())
@@ -53,7 +61,7 @@ def stepper(subject: AdaWAC, size: int, batch: int) -> tuple[Callable[[], Any], 
         with torch.no_grad():
             subject.weigh(following())
 
-    return update, weigh
+    return dict(zip(MEASURED, (table, update, weigh), strict=True))
 
 
 def microseconds(step: Callable[[], Any], calls: int) -> float:
@@ -76,17 +84,17 @@ def measure(sizes: list[int], batch: int, rounds: int, calls: int, folder: str |
     """A row per number of samples and place where the table is kept."""
     places = [None] if folder is None else [None, folder]
     made = {(size, place): AdaWAC(size, storage=place) for size in sizes for place in places}
-    steps = {key: stepper(subject, key[0], batch) for key, subject in made.items()}
-    times: dict[tuple[int, str | None], tuple[list[float], list[float]]] = {key: ([], []) for key in steps}
-    for pair in steps.values():
-        for step in pair:
+    steps = {key: steppers(subject, key[0], batch) for key, subject in made.items()}
+    times: dict[tuple[int, str | None], dict[str, list[float]]] = {key: {n: [] for n in MEASURED} for key in steps}
+    for own in steps.values():
+        for step in own.values():
             microseconds(step, 64)
     gc.disable()
     try:
         for _ in range(rounds):
             for key in random.sample(list(steps), len(steps)):
-                for found, step in zip(times[key], steps[key], strict=True):
-                    found.append(microseconds(step, calls))
+                for name, step in steps[key].items():
+                    times[key][name].append(microseconds(step, calls))
     finally:
         gc.enable()
     return [
@@ -94,13 +102,11 @@ def measure(sizes: list[int], batch: int, rounds: int, calls: int, folder: str |
             "samples": size,
             "storage": "memory" if place is None else "file",
             "batch": batch,
-            "update_minimum_us": min(updates),
-            "update_median_us": statistics.median(updates),
-            "weigh_minimum_us": min(weighs),
-            "weigh_median_us": statistics.median(weighs),
+            **{f"{name}_minimum_us": min(found) for name, found in own.items()},
+            **{f"{name}_median_us": statistics.median(found) for name, found in own.items()},
             "checkpoint_bytes": checkpoint_bytes(made[size, place]),
         }
-        for (size, place), (updates, weighs) in times.items()
+        for (size, place), own in times.items()
     ]
 
 
@@ -120,14 +126,13 @@ def main() -> None:
         title=f"A table of samples, batch {options.batch}: CPU time of one thread in µs, least (median)",
         title_justify="left",
     )
-    for heading in ("samples", "kept in", "update", "weights", "checkpoint"):
+    for heading in ("samples", "kept in", "table", "update", "weights", "checkpoint"):
         table.add_column(heading, justify="left" if heading == "kept in" else "right")
     for row in rows:
         table.add_row(
             f"{row['samples']:,}",
             row["storage"],
-            f"{row['update_minimum_us']:.0f} ({row['update_median_us']:.0f})",
-            f"{row['weigh_minimum_us']:.0f} ({row['weigh_median_us']:.0f})",
+            *(f"{row[f'{name}_minimum_us']:.0f} ({row[f'{name}_median_us']:.0f})" for name in MEASURED),
             f"{row['checkpoint_bytes'] / 2**20:.1f} MiB",
         )
     Console().print(table)
