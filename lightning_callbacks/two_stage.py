@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler
 
 from reweigh.losses.objective import Objective
 from reweigh.weighting.config import check_number, check_whole
@@ -18,7 +18,7 @@ from reweigh.weighting.ranks import collect, shards
 from reweigh.weighting.remembered import RelativeDifficulty, SampleWeight
 from reweigh.weighting.sample import SampleTable
 
-from ._base import PREFIX, LightningCallback, evaluating, transferred, validating
+from ._base import PACKAGES, PREFIX, LightningCallback, _imported, evaluating, transferred, validating
 from .driver import WeightingCallback, _logs_now
 
 NAME = "JustTrainTwice"
@@ -38,10 +38,11 @@ class JustTrainTwice(LightningCallback):
     and learning-rate schedulers. The rest of the epochs are the second stage. ``trainer.global_step`` and
     ``current_epoch`` go on counting; a :class:`WeightingCallback` in the Trainer starts counting anew.
 
-    The LightningModule has a method ``find_errors(batch)`` that returns ``(index, wrong)``: positions of the batch's
-    samples in the data set, and which of them the model gets wrong (bool). It is called in evaluation mode, without
-    gradient, while ``trainer.validating`` is true, with the batches that the collate function and the module's
-    transfer hooks make. Random state is left as it was.
+    Which samples the model gets wrong, the LightningModule says: a method ``find_errors(batch)`` returns
+    ``(index, wrong)``, positions of the batch's samples in the data set and a bool for each. A module without one whose
+    batches are ``(inputs, target, index)`` needs none: ``forward(inputs)`` gives logits ``(N, C)``, compared with class
+    indices. Either is called in evaluation mode, without gradient, while ``trainer.validating`` is true, with the
+    batches that the collate function and the module's transfer hooks make. Random state is left as it was.
 
     - The training data are visited in order, each sample once, by the data set's own transforms: where they augment at
       random, give a loader without as ``dataloader``. An ``IterableDataset``, and a loader that does not batch, is
@@ -65,9 +66,10 @@ class JustTrainTwice(LightningCallback):
         weighting: Dotted name of the ``SampleWeight`` in the module; ``None`` for the only one.
 
     Raises:
-        TypeError: When training starts, if the module has no ``find_errors``.
-        ValueError: When training starts, if the ``SampleWeight`` is not found, or training goes on from a checkpoint
-            that this callback was not part of.
+        TypeError: When training starts, if the module has neither ``find_errors`` nor ``forward``.
+        ValueError: When training starts, if the ``SampleWeight`` is not found, the Trainer's ``max_epochs`` leave no
+            second stage (``fast_dev_run`` may), or training goes on from a checkpoint that this callback was not part
+            of.
 
     Example:
         >>> from reweigh.lightning_callbacks import JustTrainTwice
@@ -111,10 +113,11 @@ class JustTrainTwice(LightningCallback):
     # hooks
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        if not callable(getattr(pl_module, "find_errors", None)):
+        if not callable(getattr(pl_module, "find_errors", None)) and not _has_forward(pl_module):
             raise TypeError(
                 f"{NAME}: define find_errors(self, batch) in {type(pl_module).__name__}, returning the indices of the "
-                "batch's samples and which of them the model gets wrong"
+                "batch's samples and which of them the model gets wrong; or forward(self, inputs), returning logits, "
+                "where batches are (inputs, target, index)"
             )
         self._table(pl_module)
         if not self._restored:
@@ -128,6 +131,12 @@ class JustTrainTwice(LightningCallback):
                     "start, or load the parameters alone"
                 )
         self._restored = False
+        last = -1 if trainer.max_epochs is None else trainer.max_epochs
+        if self.stage == 1 and 0 <= last <= self.epochs and not trainer.fast_dev_run:
+            raise ValueError(
+                f"{NAME}: epochs must be less than the Trainer's max_epochs, which counts both stages; got "
+                f"epochs={self.epochs} and max_epochs={last}"
+            )
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         self._turn(trainer, pl_module)
@@ -136,7 +145,7 @@ class JustTrainTwice(LightningCallback):
         self._turn(trainer, pl_module)  # Lightning resumes some checkpoints without an epoch's start
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        if self.stage == 1 and trainer.is_global_zero:
+        if self.stage == 1 and trainer.is_global_zero and not trainer.fast_dev_run:
             warnings.warn(
                 f"{NAME}: training ended after {trainer.current_epoch} epochs, before the second stage, which begins "
                 f"after {self.epochs}",
@@ -189,8 +198,16 @@ class JustTrainTwice(LightningCallback):
         return _each_once(torch.cat(found))
 
 
+def _has_forward(pl_module: Any) -> bool:
+    """Whether the module defines a forward; that of either Lightning package only raises."""
+    empty = [package.LightningModule.forward for package in map(_imported, PACKAGES) if package is not None]
+    return all(type(pl_module).forward is not forward for forward in empty)
+
+
 def _answer(pl_module: Any, batch: Any) -> tuple[Tensor, Tensor]:
-    """What the LightningModule says of a batch."""
+    """What the LightningModule says of a batch, or its logits do."""
+    if not callable(getattr(pl_module, "find_errors", None)):
+        return _by_logits(pl_module, batch)
     answer = pl_module.find_errors(batch)
     pair = answer if isinstance(answer, (tuple, list)) and len(answer) == 2 else (None, None)
     index, wrong = pair
@@ -205,6 +222,30 @@ def _answer(pl_module: Any, batch: Any) -> tuple[Tensor, Tensor]:
             f"{_kind(answer)}"
         )
     return index.long(), wrong.to(index.device)
+
+
+def _by_logits(pl_module: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    """Where the largest logit is not the target's, of a batch ``(inputs, target, index)``."""
+    name = type(pl_module).__name__
+    parts = batch if isinstance(batch, (tuple, list)) and len(batch) == 3 else (None, None, None)
+    inputs, target, index = parts
+    if not (_whole_numbers(target) and _whole_numbers(index) and target.shape == index.shape):
+        raise TypeError(
+            f"{NAME}: without {name}.find_errors a batch must be (inputs, target, index), with class indices (n,) and "
+            f"positions in the data set (n,), got {_kind(batch)}; define find_errors(self, batch)"
+        )
+    logits = pl_module(inputs)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(target) or logits.shape[1] < 2:
+        raise TypeError(
+            f"{NAME}: without {name}.find_errors its forward must return logits ({len(target)}, C) with C >= 2, got "
+            f"{_kind(logits)}; define find_errors(self, batch)"
+        )
+    return index.long(), (logits.argmax(1) != target).to(index.device)
+
+
+def _whole_numbers(value: Any) -> bool:
+    kinds = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    return isinstance(value, Tensor) and value.ndim == 1 and value.dtype in kinds
 
 
 def _kind(answer: Any) -> str:
@@ -223,7 +264,7 @@ def _in_order(loader: Any, rank: int, world: int) -> Any:
         or loader.batch_sampler is None
     ):
         return loader
-    subset = subset_of(loader)
+    subset = _subset(loader)
     places: Any = range(len(loader.dataset)) if subset is None else sorted(subset)  # type: ignore[arg-type]
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 1  # a batch sampler of one's own
     return DataLoader(
@@ -235,6 +276,15 @@ def _in_order(loader: Any, rank: int, world: int) -> Any:
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context,
     )
+
+
+def _subset(loader: DataLoader[Any]) -> list[int] | None:
+    """The part of the data set that training draws from, also when Lightning has wrapped its sampler for ranks."""
+    for holder in (loader, loader.batch_sampler):
+        inner = getattr(getattr(getattr(holder, "sampler", None), "dataset", None), "_sampler", None)
+        if isinstance(inner, SubsetRandomSampler):
+            return [int(i) for i in inner.indices]
+    return subset_of(loader)
 
 
 def _joined(errors: Tensor, device: torch.device) -> Tensor:

@@ -56,7 +56,7 @@ def split(target: Sequence[int] | np.ndarray[Any, Any], seed: int) -> tuple[dict
 
 def corrupted(target: np.ndarray[Any, Any], rng: np.random.Generator) -> np.ndarray[Any, Any]:
     """Labels of which 40 % of each class, chosen at random, are another class, each other one as likely."""
-    given = target.copy()
+    given: np.ndarray[Any, Any] = target.copy()
     for label in np.unique(target):
         mine = rng.permutation(np.flatnonzero(target == label))[: round(NOISE * int((target == label).sum()))]
         given[mine] = (label + rng.integers(1, CLASSES, len(mine))) % CLASSES
@@ -88,15 +88,15 @@ class DigitsLTNoisy(Suite):
     )
     notes = (
         "Data: 1797 scans of 8 x 8 pixels, shipped with scikit-learn. The images are real; imbalance and wrong labels "
-        "are made. The imbalance is mild (10 to 1), so that rare digits can still be learned: even so most of the samples "
-        "that carry the rarest label are something else.",
+        "are made. The imbalance is mild (10 to 1), so that rare digits can still be learned: even so most of the "
+        "samples that carry the rarest label are something else.",
         "Nothing clean was used to choose anything: the validation labels are as wrong as those of the training data. "
         "Learning rate and weight decay are the best of 12 pairs for cross-entropy and the same for all; the other "
         "settings of each loss are the best of at most 12, by the same validation data, over eight seeds that are not "
         "among the reported ones.",
         "A learning rate chosen on validation data is half a remedy: it keeps plain cross-entropy from learning most "
-        "of the wrong labels. Stopping early is the other half, costs nothing, and is shown in the table as a competitor "
-        "that a robust loss has to be compared with.",
+        "of the wrong labels. Stopping early is the other half, costs nothing, and is shown in the table as a "
+        "competitor that a robust loss has to be compared with.",
         "Forward correction is told the share of wrong labels and small-loss selection might be; the others are told "
         "nothing.",
         "Bounded losses (MAE, normalised ones, low Taylor orders) do not learn wrong labels, and rare classes they do "

@@ -94,8 +94,8 @@ class DigitsSpurious(Suite):
     )
     notes = (
         "Data: composites of real digits (1797 scans of 8 x 8 pixels, shipped with scikit-learn, with a synthetic "
-        "strip beside them); no digit is in two of the training, validation and test parts. Validation and test have as many "
-        "samples of each group.",
+        "strip beside them); no digit is in two of the training, validation and test parts. Validation and test have "
+        "as many samples of each group.",
         "Group DRO, resampling and group weights are told the group of each training sample; JTT, CVaR, KL-DRO, focal "
         "and GCE are not. All are told the groups of the validation samples, by which the network is chosen: without "
         "that, plain training would look worse than it is.",
