@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from typing import Any, final
+from typing import Any, TypeGuard, final
 
 import torch
 import torch.distributed as dist
@@ -243,7 +243,7 @@ def _by_logits(pl_module: Any, batch: Any) -> tuple[Tensor, Tensor]:
     return index.long(), (logits.argmax(1) != target).to(index.device)
 
 
-def _whole_numbers(value: Any) -> bool:
+def _whole_numbers(value: Any) -> TypeGuard[Tensor]:
     kinds = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
     return isinstance(value, Tensor) and value.ndim == 1 and value.dtype in kinds
 

@@ -288,6 +288,8 @@ class _SpuriousTrial(Trial):
         return float(found.min()), float(found.mean())
 
     def _test(self, net: nn.Module) -> Outcome:
+        import torch
+
         from .training import reproducible
 
         with reproducible(self.seed):
@@ -300,7 +302,7 @@ class _SpuriousTrial(Trial):
             "gap": average - found.min(),
             "train_average": (found * sizes).sum() / sizes.sum(),
             "rare_groups": found[1:3].mean(),  # label 0 with the strip of 1, label 1 with the strip of 0
-            "val_worst_group": chosen,
+            "val_worst_group": torch.tensor(chosen),
         }
         return Outcome(
             {name: float(value) for name, value in metrics.items()},
