@@ -22,16 +22,31 @@ LARGEST, IMBALANCE = 110, 10
 """Mild on purpose: of the smallest class 7 of 11 labels stay right, while about 19 others wrongly get its label."""
 NOISE = 0.4
 
+# lr and weight decay: the best of 4 x 3 by the *noisy* validation accuracy of cross-entropy over seeds 100 to 107
 TRAINING: dict[str, Any] = {
     "steps": 1500,
     "batch_size": 64,
-    "lr": 1e-3,
-    "weight_decay": 0.3,
+    "lr": 3e-4,
+    "weight_decay": 0.01,
     "hidden": [128, 64],
 }
 LOOK_EVERY = 20
 """Steps between two looks at the validation data, for the one method that stops early."""
-OWN: dict[str, dict[str, Any]] = {}
+# each the best of at most 12 by the same validation accuracy over the same seeds
+OWN: dict[str, dict[str, Any]] = {
+    "gce": {"q": 0.5},
+    "sce": {"alpha": 6.0, "beta": 0.1},
+    "super_loss": {"lam": 2.0},
+    "ldr": {"temperature": 0.5, "margin": 0.1},
+    "aldr": {"temperature": 1.0, "alpha": 1.0, "margin": 1.0},
+    "nce_rce": {"active": "nce", "passive": "rce", "alpha": 10.0, "beta": 0.1},
+    "ngce_mae": {"active": "ngce", "passive": "mae", "alpha": 10.0, "beta": 0.1, "q": 0.1},
+    "taylor": {"order": 8},
+    "small_loss": {"keep": 0.9, "duration": 60},
+    "self_paced": {"threshold": 5.0, "kind": "linear", "growth": 1.0},
+    "encouraging": {"end": 0.75},
+    "focal": {"gamma": 2.0},
+}
 
 
 def class_sizes() -> list[int]:
@@ -110,12 +125,12 @@ class DigitsLTNoisy(Suite):
             "The same training; keeps the network that was best on the (noisy) validation data.",
             claim=False,
         ),
-        Method("gce", "GCE", "Between cross-entropy and absolute error: unlikely labels count less."),
-        Method("sce", "SCE", "Cross-entropy plus its reverse, which is bounded."),
-        Method("super_loss", "SuperLoss", "Samples with a loss above the running mean count less."),
+        Method("gce", "GCE", "Between cross-entropy and absolute error: unlikely labels count less.", claim=False),
+        Method("sce", "SCE", "Cross-entropy plus its reverse, which is bounded.", claim=False),
+        Method("super_loss", "SuperLoss", "Samples with a loss above the running mean count less.", claim=False),
         Method("ldr", "LDR", "A worst case over labels, with margin and temperature."),
-        Method("aldr", "ALDR", "The same with a temperature of each sample's own.", claim=False),
-        Method("forward", "forward correction", "Models the wrong labels; is told how many there are.", claim=False),
+        Method("aldr", "ALDR", "The same with a temperature of each sample's own."),
+        Method("forward", "forward correction", "Models the wrong labels; is told how many there are."),
         Method("nce_rce", "NCE + RCE", "A normalised and a reverse cross-entropy, both bounded.", claim=False),
         Method("ngce_mae", "NGCE + MAE", "A normalised GCE and the absolute error.", claim=False),
         Method("taylor", "Taylor CE", "The first terms of cross-entropy's Taylor series.", claim=False),
@@ -144,10 +159,10 @@ class DigitsLTNoisy(Suite):
         Metric("ece", "ECE", "Calibration error: how far confidence is from accuracy.", higher_is_better=False),
         Metric("val_accuracy", "acc., noisy val.", "On the validation data, by which was chosen.", shown=False),
     )
-    gates = (
-        Gate("gce", "accuracy", 0.01),
-        Gate("sce", "accuracy", 0.01),
-        Gate("super_loss", "accuracy", 0.01),
+    gates = (  # about half of what the seeds of the tuning gave
+        Gate("aldr", "accuracy", 0.015),
+        Gate("ldr", "accuracy", 0.01),
+        Gate("forward", "accuracy", 0.005),
     )
     seeds = 10
     training: Mapping[str, Any] = TRAINING

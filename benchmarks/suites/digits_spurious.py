@@ -27,19 +27,21 @@ DISAGREE = 0.03
 STRIP = 1.0
 """Its brightness; that of the brightest ink."""
 
+# lr and weight decay: the best of 4 x 3 by the validation worst-group accuracy of ERM over seeds 100 to 109
 TRAINING: dict[str, Any] = {
     "steps": 800,
     "batch_size": 128,
-    "lr": 1e-2,
+    "lr": 3e-2,
     "weight_decay": 0.1,
     "hidden": 64,
     "look_every": 20,
 }
+# group DRO and JTT: the best of at most 9 by the same; the last four have the settings they are usually given
 OWN: dict[str, dict[str, Any]] = {
-    "jtt": {"first_steps": 100, "times": 20},
-    "group_dro": {"step_size": 0.05},
-    "group_dro_adjusted": {"step_size": 0.05, "adjustment": 1.0},
-    "group_dro_balanced": {"step_size": 0.05},
+    "jtt": {"first_steps": 20, "times": 20},
+    "group_dro": {"step_size": 0.03},
+    "group_dro_adjusted": {"step_size": 0.1, "adjustment": 1.0},
+    "group_dro_balanced": {"step_size": 0.01},
     "cvar": {"alpha": 0.2},
     "kl_dro": {"temperature": 1.0},
     "focal": {"gamma": 2.0},
@@ -100,8 +102,9 @@ class DigitsSpurious(Suite):
         "and GCE are not. All are told the groups of the validation samples, by which the network is chosen: without "
         "that, plain training would look worse than it is.",
         "Plain resampling is the baseline that group DRO has to beat, and their intervals overlap.",
-        "Each method's settings are the best of 12 by the worst group of the validation data, over four seeds that are "
-        "not among the reported ones; plain training had as many.",
+        "Learning rate and weight decay are the best of 12 pairs for plain training, the settings of group DRO and JTT "
+        "the best of at most 9, by the worst group of the validation data over ten seeds that are not among the "
+        "reported ones. CVaR, KL-DRO, focal and GCE have the settings they are usually given.",
         "JTT trains twice: a short first training says which samples plain training gets wrong, and those count 20 "
         "times in the second. Its time includes both.",
         "Nothing is claimed of methods that know no groups and look at losses alone: what is hard is not what is rare "
