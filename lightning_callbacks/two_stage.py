@@ -51,7 +51,7 @@ class JustTrainTwice(LightningCallback):
       that cut up the parameters will not do.
     - Learning-rate schedules begin anew with the second stage, so plan them for the longer of the two.
     - The authors draw errors more often instead; ``reduction="weighted_mean"`` is that in expectation, while under
-      ``"mean"`` the step grows with the weights. Their program adds copies, ``upweight - 1`` of each error here.
+      ``"mean"`` the step grows with the weights. Their program adds ``up_weight`` copies to each error: one more here.
     - ``ModelCheckpoint(monitor=...)`` and ``EarlyStopping`` see both stages; :attr:`stage` says which one it is.
 
     State and cadence:
@@ -147,8 +147,8 @@ class JustTrainTwice(LightningCallback):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         if self.stage == 1 and trainer.is_global_zero and not trainer.fast_dev_run:
             warnings.warn(
-                f"{NAME}: training ended after {trainer.current_epoch} epochs, before the second stage, which begins "
-                f"after {self.epochs}",
+                f"{NAME}: training ended at step {trainer.global_step}, before the second stage, which begins after "
+                f"{self.epochs} epochs",
                 stacklevel=2,
             )
 

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 from lightning_kit import trainer
 from test_lightning_two_stage import SIZE, Indexed, mean, module, states
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, SubsetRandomSampler
 
 from reweigh.lightning_callbacks import JustTrainTwice
 
@@ -27,22 +27,29 @@ class Share(Sampler):
         return iter(i for i in range(SIZE) if i % 6 // 3 == self.rank)
 
 
+def options(sampler, rank):
+    """Of the loader: a sampler that shares out samples itself, or one that Lightning wraps."""
+    if sampler == "own":
+        return {"sampler": Share(rank)}
+    return {"shuffle": True} if sampler == "shuffled" else {"sampler": SubsetRandomSampler(range(0, 20, 2))}
+
+
 def main():
-    folder, rank = Path(sys.argv[1]), int(os.environ["LOCAL_RANK"])
+    sampler, folder, rank = sys.argv[1], Path(sys.argv[2]), int(os.environ["LOCAL_RANK"])
     torch.set_num_threads(1)
     model = module(mean())
-    visited = 0
+    visited = []
     answer = model.find_errors
 
     def counting(batch):
-        nonlocal visited
-        visited += len(batch[2])
+        visited.extend(batch[2].tolist())
         return answer(batch)
 
     model.find_errors = counting
     callback = JustTrainTwice(2, upweight=5.0)
-    run = trainer(folder, callback, max_epochs=4, strategy="ddp", devices=2, use_distributed_sampler=False)
-    run.fit(model, DataLoader(Indexed(), batch_size=3, sampler=Share(rank)))
+    wrap = sampler != "own"
+    run = trainer(folder, callback, max_epochs=4, strategy="ddp", devices=2, use_distributed_sampler=wrap)
+    run.fit(model, DataLoader(Indexed(), batch_size=3, **options(sampler, rank)))
     out = {"visited": visited, "errors": callback.num_errors, "state": states(model)}
     torch.save(out, folder / f"rank{rank}.pt")
 

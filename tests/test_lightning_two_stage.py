@@ -10,7 +10,7 @@ from lightning_kit import QUIET, EpochOrder, network, samples, trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from ranks import run_lightning
 from torch.nn.functional import cross_entropy
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SubsetRandomSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SubsetRandomSampler, default_collate
 
 from reweigh.lightning_callbacks import JustTrainTwice, LearningFromFailure, WeightingCallback
 from reweigh.losses import CrossEntropy, GCELoss, Objective
@@ -374,6 +374,48 @@ def test_a_loader_of_ones_own_and_several_of_them(tmp_path):
     assert marked == {1, 4}
 
 
+# a module that is not asked
+
+
+def unasked(package="pytorch_lightning", forward=lambda self, x: self.net(x)):
+    """Without find_errors, with a forward."""
+    model = module(plain(), package=package)
+    model.find_errors = None
+    type(model).forward = forward
+    return model
+
+
+@pytest.mark.parametrize("package", BOTH)
+def test_logits_and_targets_say_what_find_errors_would(tmp_path, package):
+    default, asked = unasked(package), module(plain(), package=package)
+    for model in (default, asked):
+        callback = JustTrainTwice(2, upweight=5.0)
+        trainer(tmp_path, callback, package=package, max_epochs=4).fit(model, data())
+        assert callback.num_errors > 0
+    assert_same(states(default), states(asked))
+
+
+@pytest.mark.parametrize(
+    ("forward", "change", "message"),
+    [
+        (lambda self, x: self.net(x)[:, 0], None, r"forward must return logits \(6, C\) .* got torch.float64 \(6,\)"),
+        (lambda self, x: self.net(x)[:, :1], None, r"with C >= 2, got torch.float64 \(6, 1\)"),
+        (lambda self, x: self.net(x)[:2], None, r"got torch.float64 \(2, 3\)"),
+        (lambda self, x: {"logits": self.net(x)}, None, "got dict"),
+        (lambda self, x: self.net(x), lambda x, y, i: (x, y), r"a batch must be \(inputs, target, index\).* got \(tor"),
+        (lambda self, x: self.net(x), lambda x, y, i: {"x": x, "y": y, "i": i}, "got dict"),
+        (lambda self, x: self.net(x), lambda x, y, i: (x, y.double(), i), r"class indices \(n,\)"),
+        (lambda self, x: self.net(x), lambda x, y, i: (x, y, i[:2]), r"positions in the data set \(n,\)"),
+    ],
+)
+def test_batches_and_logits_of_other_kinds_are_refused(tmp_path, forward, change, message):
+    model = unasked(forward=forward)
+    if change is not None:
+        looking = data(collate_fn=lambda rows: change(*default_collate(rows)))
+    with pytest.raises(TypeError, match=f"without Classifier.find_errors .*{message}"):
+        trainer(tmp_path, JustTrainTwice(1, dataloader=None if change is None else looking)).fit(model, data())
+
+
 # what is refused, and warned about
 
 
@@ -386,8 +428,11 @@ def test_bad_numbers(argument):
 def test_a_module_must_find_errors(tmp_path):
     model = module(plain())
     model.find_errors = None
-    with pytest.raises(TypeError, match=r"define find_errors\(self, batch\) in Classifier"):
+    with pytest.raises(
+        TypeError, match=r"define find_errors\(self, batch\) in Classifier.* or forward\(self, inputs\)"
+    ):
         trainer(tmp_path, JustTrainTwice(1)).fit(model, data())
+    assert model.seen == []
 
 
 def test_the_weights_must_be_found(tmp_path):
@@ -422,9 +467,30 @@ def test_wrong_answers(tmp_path, answer, message):
         trainer(tmp_path, JustTrainTwice(1), max_epochs=2).fit(model, data())
 
 
-def test_a_training_that_never_gets_to_the_second_stage_says_so(tmp_path):
-    with pytest.warns(UserWarning, match="ended after 2 epochs, before the second stage, which begins after 2"):
-        trainer(tmp_path, JustTrainTwice(2), max_epochs=2).fit(module(plain()), data())
+@pytest.mark.parametrize("epochs", [2, 3])
+def test_a_training_that_cannot_get_to_the_second_stage_is_refused(tmp_path, epochs):
+    model = module(plain())
+    with pytest.raises(ValueError, match=f"epochs must be less than .* got epochs={epochs} and max_epochs=2"):
+        trainer(tmp_path, JustTrainTwice(epochs), max_epochs=2).fit(model, data())
+    assert model.seen == []  # before anything was trained
+
+
+@pytest.mark.parametrize("limit", [{"max_epochs": -1, "max_steps": 7}, {"max_epochs": 9, "max_steps": 7}], ids=str)
+def test_a_training_that_never_gets_to_the_second_stage_says_so(tmp_path, limit):
+    with pytest.warns(UserWarning, match="ended at step 7, before the second stage, which begins after 2 epochs"):
+        trainer(tmp_path, JustTrainTwice(2), **limit).fit(module(plain()), data())
+
+
+def test_a_training_that_has_no_last_epoch_has_two_stages(tmp_path):
+    callback = JustTrainTwice(1)
+    trainer(tmp_path, callback, max_epochs=-1, max_steps=7).fit(module(plain()), data())
+    assert callback.stage == 2
+
+
+def test_a_trial_run_of_one_batch_is_no_mistake(tmp_path):
+    callback = JustTrainTwice(2)
+    trainer(tmp_path, callback, fast_dev_run=True).fit(module(plain()), data())
+    assert callback.stage == 1
 
 
 def test_a_first_stage_without_errors_says_so(tmp_path):
@@ -445,10 +511,13 @@ def test_tables_of_other_weightings_begin_anew(tmp_path):
 # two processes
 
 
+WORKER = Path(__file__).parent / "lightning_two_stage_worker.py"
+
+
 def test_two_processes_are_one(tmp_path):
-    found = run_lightning(Path(__file__).parent / "lightning_two_stage_worker.py", tmp_path)
+    found = run_lightning(WORKER, tmp_path, "own")
     for rank in found:
-        assert rank["visited"] == SIZE // 2
+        assert len(rank["visited"]) == SIZE // 2
         assert rank["errors"] == found[0]["errors"]
     one = module(mean())
     trainer(tmp_path, JustTrainTwice(2, upweight=5.0), max_epochs=4).fit(one, data())
@@ -457,6 +526,19 @@ def test_two_processes_are_one(tmp_path):
         for name, value in states(one).items():
             torch.testing.assert_close(rank["state"][name], value, rtol=1e-12, atol=1e-12)
         assert_same(rank["state"], found[0]["state"])
+
+
+@pytest.mark.parametrize("sampler", ["shuffled", "subset"])
+def test_samplers_that_lightning_wraps_for_ranks_say_what_is_training_data(tmp_path, sampler):
+    """Each sample that training draws from is visited once by one rank, and no other."""
+    found = run_lightning(WORKER, tmp_path, sampler)
+    wanted = range(0, 20, 2) if sampler == "subset" else range(SIZE)
+    assert sorted(i for rank in found for i in rank["visited"]) == list(wanted)
+    rows = [rank["state"]["loss.weighting.table.rows"].flatten() for rank in found]
+    marked = [i for i, weight in enumerate(rows[0].tolist()) if weight != 1.0]
+    assert set(marked) <= set(wanted)
+    assert len(marked) == found[0]["errors"] == found[1]["errors"] > 0
+    assert torch.equal(*rows)
 
 
 # learning from failure
