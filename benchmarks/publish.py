@@ -18,7 +18,13 @@ from .summary import value
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->\n"
-PAGES = {"digits_lt50": ROOT / "README.md", "digits_two_tasks": ROOT / "docs" / "examples" / "multitask.md"}
+EXAMPLES = ROOT / "docs" / "examples"
+PAGES = {
+    "digits_lt50": ROOT / "README.md",
+    "digits_two_tasks": EXAMPLES / "multitask.md",
+    "digits_spurious": EXAMPLES / "robust_groups.md",
+    "digits_lt_noisy": EXAMPLES / "noisy_labels.md",
+}
 """Where each suite's table stands."""
 SHOWN = ("worst_recall", "tail3_recall", "head3_recall", "balanced_accuracy", "macro_f1", "ece")
 
@@ -93,8 +99,8 @@ def values(name: str) -> str:
         f"{suite.primary.label} to {labels[base['method']].label} in points, [95 % interval]. Made by "
         f"`{found['command']}`.",
         "",
-        f"| | {' | '.join(headings)} | difference |",
-        "|---" * (len(metrics) + 2) + "|",
+        f"| | {' | '.join(headings)} | difference | time per step |",
+        "|---" * (len(metrics) + 3) + "|",
     ]
     for row in [base, *others]:
         cells = [value(metric, row["mean"][metric.name]) for metric in metrics]
@@ -105,7 +111,9 @@ def values(name: str) -> str:
             one = versus[found["primary"]]
             difference = f"**{_signed(one['mean'])}** [{_signed(one['t_low'])}, {_signed(one['t_high'])}]"
         claim = "" if labels[row["method"]].claim else " (no claim)"
-        lines.append(f"| {labels[row['method']].label}{claim} | {' | '.join(cells)} | {difference} |")
+        time = row["relative_step_time"]
+        cells += [difference, "\N{EN DASH}" if time is None else f"\N{MULTIPLICATION SIGN}{time:.1f}"]
+        lines.append(f"| {labels[row['method']].label}{claim} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

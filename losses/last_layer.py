@@ -23,13 +23,13 @@ _TRIALS = 10
 
 
 class _Data(NamedTuple):
-    """Float64 rows with a column of ones, and one-hot labels."""
+    """Float64 rows, with a column of ones where the layer has a bias, and one-hot labels."""
 
     rows: Tensor
     onehot: Tensor
 
     def losses(self, layer: Tensor) -> Tensor:
-        """``(n,)`` cross-entropy under ``layer`` ``(C, D + 1)``."""
+        """``(n,)`` cross-entropy under ``layer`` ``(C, columns)``."""
         logits = self.rows @ layer.T
         return logits.logsumexp(1) - (logits * self.onehot).sum(1)
 
@@ -50,6 +50,11 @@ class _Groups(NamedTuple):
         total = self.member.T @ self.data.losses(layer)
         return torch.where(self.sizes > 0, total / self.sizes, -torch.inf)
 
+    def accuracies(self, layer: Tensor) -> Tensor:
+        """``(G,)`` share of each group whose largest logit is its label's, NaN for one without samples."""
+        right = (self.data.rows @ layer.T).argmax(1) == self.data.onehot.argmax(1)
+        return (self.member.T @ right.double()) / self.sizes
+
 
 @final
 class GroupRobustLastLayer(Configured):
@@ -65,7 +70,9 @@ class GroupRobustLastLayer(Configured):
     - :math:`H`: Hessian of the training objective; solved exactly
     - :math:`I_i`: influence, n times as much as F falls per unit of sample i's weight (weights have mean 1)
 
-    Training data needs no groups. The weights returned serve as ``sample_weight=`` of any objective, or for resampling.
+    The layer (an optimum) and the influence (the derivative of training anew) are exact to rounding; what a whole step
+    does to F is found by training anew. Training data needs no groups. The weights returned serve as ``sample_weight=``
+    of any objective, or for resampling.
 
     Use when:
         Only a small set has group labels, and features are good (a trained network's, best on data that it has not
@@ -89,6 +96,7 @@ class GroupRobustLastLayer(Configured):
             :math:`T \ln \frac{1}{G}\sum_g e^{L_g/T}`, from the mean over groups (large T) to the worst group (small).
             Default 1 (authors' code).
         mix: ``"softmax"``, or ``"eg"``: q moves by exponentiated gradient, from uniform, once per round.
+        bias: Whether the layer has a bias, regularised like its weights. Default True.
         rounds: Most updates of the weights. It ends before where no step lowers F.
 
     Raises:
@@ -97,6 +105,7 @@ class GroupRobustLastLayer(Configured):
     Shapes:
         ``fit(features (n, D), labels (n,), target_features (m, D), target_labels (m,), target_group (m,))``; returns
         ``(n,)`` float64 with mean 1. Everything is computed in float64 on the features' device.
+        A round is a few Newton steps of :math:`O(n (DC)^2 + (DC)^3)` each, in :math:`O((DC)^2 + n(D + C))` memory.
 
     Example:
         >>> import torch
@@ -120,6 +129,7 @@ class GroupRobustLastLayer(Configured):
         outer_lr: float = 1.0,
         temperature: float = 1.0,
         mix: Mix = "softmax",
+        bias: bool = True,
         rounds: int = 100,
     ) -> None:
         self.num_classes = check_whole(self, "num_classes", num_classes, low=2)
@@ -127,9 +137,11 @@ class GroupRobustLastLayer(Configured):
         self.outer_lr = check_number(self, "outer_lr", outer_lr, low=0.0, open_low=True)
         self.temperature = check_number(self, "temperature", temperature, low=0.0, open_low=True)
         self.mix = check_choice(self, "mix", mix, ("softmax", "eg"))
+        self.bias = bool(bias)
         self.rounds = check_whole(self, "rounds", rounds)
         self._layer: Tensor | None = None
         self._history: list[Tensor] = []
+        self._accuracies: list[Tensor] = []
 
     @torch.no_grad()
     def fit(
@@ -148,7 +160,8 @@ class GroupRobustLastLayer(Configured):
         layer = self._solve(data, weight, data.rows.new_zeros(self.num_classes, data.rows.shape[1]))
         losses = target.losses(layer)
         log_q = torch.where(target.sizes > 0, 0.0, -torch.inf).log_softmax(0)
-        best, self._layer, self._history = weight, layer, [losses]
+        best, self._layer = weight, layer
+        self._history, self._accuracies = [losses], [target.accuracies(layer)]
         lowest = losses.max()
         for _ in range(self.rounds):
             if self.mix == "eg":
@@ -159,6 +172,7 @@ class GroupRobustLastLayer(Configured):
                 break
             weight, layer, losses = found
             self._history.append(losses)
+            self._accuracies.append(target.accuracies(layer))
             if bool(losses.max() < lowest):
                 best, self._layer, lowest = weight, layer, losses.max()
         return best
@@ -190,11 +204,14 @@ class GroupRobustLastLayer(Configured):
         """The last layer under the weights that :meth:`fit` returned, float64."""
         if self._layer is None:
             raise ValueError("GroupRobustLastLayer: call fit() before layer()")
-        width = self._layer.shape[1] - 1
-        made = nn.Linear(width, self.num_classes, dtype=torch.float64, device=self._layer.device)
+        width = self._layer.shape[1] - self.bias
+        # initial values would be drawn from the global generator
+        made = nn.Linear(width, self.num_classes, bias=self.bias, dtype=torch.float64, device="meta")
+        made = made.to_empty(device=self._layer.device)
         with torch.no_grad():
             made.weight.copy_(self._layer[:, :width])
-            made.bias.copy_(self._layer[:, width])
+            if self.bias:
+                made.bias.copy_(self._layer[:, width])
         return made
 
     def history(self) -> Tensor:
@@ -202,6 +219,12 @@ class GroupRobustLastLayer(Configured):
         if not self._history:
             raise ValueError("GroupRobustLastLayer: call fit() before history()")
         return torch.stack(self._history).masked_fill(self._history[0] == -torch.inf, torch.nan)
+
+    def accuracy_history(self) -> Tensor:
+        """``(rounds + 1, G)`` group accuracies of the target set, beside :meth:`history`; NaN without samples."""
+        if not self._accuracies:
+            raise ValueError("GroupRobustLastLayer: call fit() before accuracy_history()")
+        return torch.stack(self._accuracies)
 
     # the target loss
 
@@ -304,15 +327,16 @@ class GroupRobustLastLayer(Configured):
             raise ValueError(
                 f"GroupRobustLastLayer: {name} must be (samples, features) with samples, got {tuple(features.shape)}"
             )
-        if like is not None and features.shape[1] != like.shape[1] - 1:
+        if like is not None and features.shape[1] != like.shape[1] - self.bias:
             raise ValueError(
-                f"GroupRobustLastLayer: {name} must have {like.shape[1] - 1} columns, got {features.shape[1]}"
+                f"GroupRobustLastLayer: {name} must have {like.shape[1] - self.bias} columns, got {features.shape[1]}"
             )
         if not bool(features.isfinite().all()):
             raise ValueError(f"GroupRobustLastLayer: {name} must be finite, got NaN or infinity")
         at = self._whole(label_name, labels, len(features), self.num_classes)
         rows = features.detach().to(torch.float64 if like is None else like)
-        rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
+        if self.bias:
+            rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
         return _Data(rows, nn.functional.one_hot(at.to(rows.device), self.num_classes).double())
 
     def _groups(self, features: Tensor, labels: Tensor, group: Tensor, *, like: Tensor) -> _Groups:

@@ -11,6 +11,12 @@ from reweigh.losses import CrossEntropy, GroupRobustLastLayer, Objective
 F64 = torch.float64
 
 
+def together(layer):
+    """(C, D) or (C, D + 1): weights, and the bias as the last column."""
+    parts = [layer.weight] if layer.bias is None else [layer.weight, layer.bias.unsqueeze(1)]
+    return torch.cat(parts, 1).detach()
+
+
 def small(n=14, classes=3, width=2, groups=2, seed=0):
     """Training data and a target set with a few samples of every group."""
     generator = torch.Generator().manual_seed(seed)
@@ -67,10 +73,56 @@ def test_the_solver_finds_what_torchs_optimizer_finds():
     weights = tool.fit(features, labels, **target)
     assert torch.equal(weights, torch.ones(len(features), dtype=F64))
     wanted = trained(features, labels, weights, 0.05, 3)
-    layer = tool.layer()
-    found = torch.cat([layer.weight, layer.bias.unsqueeze(1)], 1).detach()
+    found = together(tool.layer())
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(tool.history()[0], group_losses(found, target), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("l2", [1e-4, 0.01, 1.0])
+def test_the_gradient_at_the_optimum_is_zero(bias, l2):
+    """By autograd, under the weights that were learned."""
+    features, labels, target = small(n=40)
+    tool = GroupRobustLastLayer(3, l2=l2, bias=bias, rounds=4)
+    weights = tool.fit(features, labels, **target)
+    assert weights.std() > 0
+    layer = tool.layer()
+    assert (layer.bias is not None) == bias
+    ce = functional.cross_entropy(layer(features), labels, reduction="none")
+    value = (weights * ce).mean() + 0.5 * l2 * sum(p.square().sum() for p in layer.parameters())
+    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(value, list(layer.parameters()))])
+    assert gradient.norm() < 1e-10
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_solver_finds_what_sklearn_finds(classes, bias):
+    """LogisticRegression minimises C sum_i w_i l_i + |theta|^2 / 2; for two classes theta is the layer's difference."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    features, labels, target = small(n=60, classes=classes, width=3)
+    l2 = 0.03
+    tool = GroupRobustLastLayer(classes, l2=l2, bias=bias, rounds=3)
+    weights = tool.fit(features, labels, **target)
+    assert weights.std() > 0
+    strength = (2.0 if classes == 2 else 1.0) / (l2 * weights.sum().item())
+    peer = linear_model.LogisticRegression(
+        C=strength, fit_intercept=False, solver="newton-cg", tol=1e-12, max_iter=1000
+    )
+    rows = torch.cat([features, torch.ones(len(features), 1, dtype=F64)], 1) if bias else features  # penalised bias
+    peer.fit(rows.numpy(), labels.numpy(), sample_weight=weights.numpy())
+    layer = together(tool.layer())
+    found = layer[1:] - layer[:1] if classes == 2 else layer
+    torch.testing.assert_close(found, torch.from_numpy(peer.coef_), rtol=1e-6, atol=1e-8)
+
+
+def test_without_a_bias_a_constant_feature_serves_as_one():
+    features, labels, target = small(n=30)
+    ones = lambda rows: torch.cat([rows, torch.ones(len(rows), 1, dtype=F64)], 1)  # noqa: E731
+    one, other = GroupRobustLastLayer(3, rounds=3), GroupRobustLastLayer(3, bias=False, rounds=3)
+    weights = one.fit(features, labels, **target)
+    same = other.fit(ones(features), labels, **{**target, "target_features": ones(target["target_features"])})
+    assert torch.equal(weights, same)
+    assert torch.equal(together(one.layer()), together(other.layer()))
 
 
 @pytest.mark.parametrize(("temperature", "classes"), [(1.0, 3), (0.1, 2)])
@@ -78,7 +130,7 @@ def test_influence_is_what_retraining_does(temperature, classes):
     """Central differences of training anew with one weight moved."""
     features, labels, target = small(classes=classes)
     generator = torch.Generator().manual_seed(5)
-    weight, l2, step = 0.5 + torch.rand(len(features), generator=generator, dtype=F64), 0.1, 1e-3
+    weight, l2, step = 0.5 + torch.rand(len(features), generator=generator, dtype=F64), 0.1, 1e-4
     tool = GroupRobustLastLayer(classes, l2=l2, temperature=temperature)
     found = tool.influence(features, labels, weight, **target)
     wanted = []
@@ -89,7 +141,7 @@ def test_influence_is_what_retraining_does(temperature, classes):
             moved[i] += sign * step
             ends.append(soft_worst(trained(features, labels, moved, l2, classes), target, temperature))
         wanted.append(-weight.sum() * (ends[0] - ends[1]) / (2 * step))
-    torch.testing.assert_close(found, torch.stack(wanted), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found, torch.stack(wanted), rtol=1e-6, atol=1e-9)
     assert (weight * found).sum().item() == pytest.approx(0.0, abs=1e-12)
 
 
@@ -100,7 +152,7 @@ def test_influence_is_the_authors_formula():
     weight, l2 = torch.ones(len(features), dtype=F64), 0.2
     tool = GroupRobustLastLayer(3, l2=l2, rounds=0)
     tool.fit(features, labels, **target)
-    layer = torch.cat([tool.layer().weight, tool.layer().bias.unsqueeze(1)], 1).detach()
+    layer = together(tool.layer())
     shape = layer.shape
 
     def training(flat):
@@ -152,11 +204,74 @@ def test_the_worst_group_gains(mix, temperature):
     assert worst_accuracy(plain.layer(), *test) < 0.6
     assert worst_accuracy(tool.layer(), *test) > 0.75
     worst = tool.history().amax(1)
-    torch.testing.assert_close(group_losses(parameters(tool), target).max(), worst.min(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(group_losses(together(tool.layer()), target).max(), worst.min(), rtol=1e-9, atol=0)
 
 
-def parameters(tool):
-    return torch.cat([tool.layer().weight, tool.layer().bias.unsqueeze(1)], 1).detach()
+@pytest.mark.parametrize("mix", ["softmax", "eg"])
+def test_the_worst_group_of_held_out_data_gains_on_every_seed(mix):
+    """Paired: the same data under uniform weights and under the learned ones."""
+    gains = []
+    for seed in range(100, 106):
+        features, label, _ = spurious(400, 0.95, seed)
+        names = ("target_features", "target_labels", "target_group")
+        target = dict(zip(names, spurious(200, 0.5, seed + 1000), strict=True))
+        test = spurious(4000, 0.5, seed + 2000)
+        tool, plain = (GroupRobustLastLayer(2, mix=mix, temperature=0.2, rounds=r) for r in (10, 0))
+        weights = tool.fit(features, label, **target)
+        assert (weights >= 0).all()
+        assert weights.mean().item() == pytest.approx(1.0)
+        plain.fit(features, label, **target)
+        gains.append(worst_accuracy(tool.layer(), *test) - worst_accuracy(plain.layer(), *test))
+    assert min(gains) > 0.2
+
+
+def test_weights_are_clamped_where_a_step_goes_below_zero():
+    """And renormalised: some are exactly 0, all stay >= 0 with mean 1."""
+    features, label, _ = spurious(300, 0.95, 9)
+    target = dict(zip(("target_features", "target_labels", "target_group"), spurious(80, 0.5, 10), strict=True))
+    weights = GroupRobustLastLayer(2, outer_lr=20.0, rounds=5).fit(features, label, **target)
+    assert (weights == 0).any()
+    assert (weights >= 0).all()
+    assert weights.mean().item() == pytest.approx(1.0, rel=1e-12)
+
+
+def test_one_round_is_the_written_update():
+    """w = clamp(1 + outer_lr * influence, 0), mean 1: small enough a step is taken whole."""
+    features, labels, target = small(n=30)
+    tool = GroupRobustLastLayer(3, outer_lr=0.05, rounds=1)
+    weights = tool.fit(features, labels, **target)
+    moved = (1.0 + 0.05 * tool.influence(features, labels, **target)).clamp_min(0.0)
+    torch.testing.assert_close(weights, moved / moved.mean(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("mix", ["softmax", "eg"])
+def test_fitting_again_gives_the_same_bits(mix):
+    """Nothing is drawn, nothing is left from the last fit, and the global generator is not touched."""
+    features, labels, target = small(n=40)
+    before = torch.get_rng_state()
+    tool = GroupRobustLastLayer(3, mix=mix, rounds=5)
+    first = tool.fit(features, labels, **target), together(tool.layer()), tool.history(), tool.accuracy_history()
+    tool.fit(features.flip(0), labels, **target)
+    again = tool.fit(features, labels, **target), together(tool.layer()), tool.history(), tool.accuracy_history()
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_accuracy_history_is_counted():
+    features, label, _ = spurious(300, 0.95, 11)
+    drawn = spurious(120, 0.5, 12)
+    target = dict(zip(("target_features", "target_labels", "target_group"), drawn, strict=True))
+    plain = GroupRobustLastLayer(2, rounds=0)
+    plain.fit(features, label, **target)
+    tool = GroupRobustLastLayer(2, temperature=0.2, rounds=8)
+    tool.fit(features, label, **target)
+    found = tool.accuracy_history()
+    assert found.shape == tool.history().shape
+    assert found[0].min().item() == pytest.approx(worst_accuracy(plain.layer(), *drawn))
+    best = int(tool.history().amax(1).argmin())
+    assert found[best].min().item() == pytest.approx(worst_accuracy(tool.layer(), *drawn))
+    assert found[best].min() > found[0].min()
 
 
 def test_the_soft_target_never_rises():
@@ -211,6 +326,8 @@ def test_groups_without_target_samples_do_not_matter():
         torch.testing.assert_close(one.fit(features, labels, **target), other.fit(features, labels, **skipping))
         assert other.history()[:, 1:3].isnan().all()
         torch.testing.assert_close(other.history()[:, [0, 3]], one.history())
+        assert other.accuracy_history()[:, 1:3].isnan().all()
+        torch.testing.assert_close(other.accuracy_history()[:, [0, 3]], one.accuracy_history())
 
 
 def test_float32_features_of_any_scale():
@@ -237,6 +354,14 @@ def test_settings_are_printed_and_rebuilt():
         ({"labels": torch.zeros(13, dtype=torch.long)}, ValueError, "labels must have shape (14,), got (13,)"),
         ({"labels": torch.full((14,), 3)}, ValueError, "labels must be in [0, 3), got 3..3"),
         ({"target_features": torch.zeros(9, 3)}, ValueError, "target_features must have 2 columns, got 3"),
+        (
+            {"target_features": torch.zeros(0, 2)},
+            ValueError,
+            "target_features must be (samples, features) with samples",
+        ),
+        ({"target_features": torch.full((9, 2), math.inf)}, ValueError, "target_features must be finite"),
+        ({"target_labels": torch.full((9,), 5)}, ValueError, "target_labels must be in [0, 3), got 5..5"),
+        ({"target_group": torch.zeros(8, dtype=torch.long)}, ValueError, "target_group must have shape (9,), got (8,)"),
         ({"target_group": torch.full((9,), -1)}, ValueError, "target_group must be >= 0, got -1..-1"),
     ],
 )
@@ -255,6 +380,8 @@ def test_more_that_is_refused():
         tool.layer()
     with pytest.raises(ValueError, match=r"call fit\(\) before history\(\)"):
         tool.history()
+    with pytest.raises(ValueError, match=r"call fit\(\) before accuracy_history\(\)"):
+        tool.accuracy_history()
     with pytest.raises(ValueError, match="l2 must be finite and > 0, got 0"):
         GroupRobustLastLayer(3, l2=0.0)
     with pytest.raises(ValueError, match="mix must be one of 'softmax', 'eg', got 'worst'"):

@@ -45,7 +45,7 @@ class KLDRO(Weighting):
     Use when:
         The hardest instances are what you are judged by, as in adversarial training.
     Avoid when:
-        Labels are noisy, or groups are known (:class:`GroupDRO`): on spurious data it makes the worst group worse
+        Labels are noisy, or groups are known (:class:`GroupDRO`): it does not help the worst group of spurious data
         (suite ``digits_spurious``).
 
     Deviations:

@@ -56,7 +56,7 @@ class CVaR(_Share):
     Use when:
         Most terms are easy and solved: pixels, anchors.
     Avoid when:
-        Labels are noisy: wrong labels have the largest losses. A known group is the weak one: it helps little there
+        Labels are noisy: wrong labels have the largest losses. A known group is the weak one: there it does harm
         (suite ``digits_spurious``).
 
     Deviations:

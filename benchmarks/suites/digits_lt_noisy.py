@@ -130,7 +130,7 @@ class DigitsLTNoisy(Suite):
         Method("super_loss", "SuperLoss", "Samples with a loss above the running mean count less.", claim=False),
         Method("ldr", "LDR", "A worst case over labels, with margin and temperature."),
         Method("aldr", "ALDR", "The same with a temperature of each sample's own."),
-        Method("forward", "forward correction", "Models the wrong labels; is told how many there are."),
+        Method("forward", "forward correction", "Models the wrong labels; is told how many there are.", claim=False),
         Method("nce_rce", "NCE + RCE", "A normalised and a reverse cross-entropy, both bounded.", claim=False),
         Method("ngce_mae", "NGCE + MAE", "A normalised GCE and the absolute error.", claim=False),
         Method("taylor", "Taylor CE", "The first terms of cross-entropy's Taylor series.", claim=False),
@@ -162,7 +162,6 @@ class DigitsLTNoisy(Suite):
     gates = (  # about half of what the seeds of the tuning gave
         Gate("aldr", "accuracy", 0.015),
         Gate("ldr", "accuracy", 0.01),
-        Gate("forward", "accuracy", 0.005),
     )
     seeds = 10
     training: Mapping[str, Any] = TRAINING

@@ -101,7 +101,7 @@ class DigitsSpurious(Suite):
         "Group DRO, resampling and group weights are told the group of each training sample; JTT, CVaR, KL-DRO, focal "
         "and GCE are not. All are told the groups of the validation samples, by which the network is chosen: without "
         "that, plain training would look worse than it is.",
-        "Plain resampling is the baseline that group DRO has to beat, and their intervals overlap.",
+        "Weights by group size are what group DRO has to beat, and their intervals overlap.",
         "Learning rate and weight decay are the best of 12 pairs for plain training, the settings of group DRO and JTT "
         "the best of at most 9, by the worst group of the validation data over ten seeds that are not among the "
         "reported ones. CVaR, KL-DRO, focal and GCE have the settings they are usually given.",

@@ -56,7 +56,7 @@ class KLDROLoss(_Instances):
     Weights:
         p times the number of terms, averaging 1, detached: the exact gradient of
         :math:`r \log \frac1N \sum_i e^{\mathrm{CE}_i/r}`, which ``Objective(CrossEntropy(), None, LogMeanExp(r))`` has
-        as its value. No argument is neutral.
+        as its value (with ``weight``, the mean divides by the class weights). No argument is neutral.
 
     State and cadence:
         None. ``temperature`` may be a schedule.
