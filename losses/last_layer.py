@@ -79,7 +79,8 @@ class GroupRobustLastLayer(Configured):
         been fitted to: the authors hold a tenth of the training data out for this).
     Avoid when:
         Features do not separate the classes within groups, or ``num_classes * features`` is beyond some ten thousand:
-        the Hessian has that number squared of entries.
+        the Hessian has that number squared of entries. Try the layer trained on the target set alone first: where that
+        set is not tiny it often does as well.
 
     Deviations:
         The update is a line search from ``outer_lr`` downwards, where the authors take fixed steps with clipped norm.

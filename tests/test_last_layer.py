@@ -244,6 +244,25 @@ def test_one_round_is_the_written_update():
     torch.testing.assert_close(weights, moved / moved.mean(), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("temperature", [0.3, 1.0])
+def test_two_rounds_of_the_eg_mix_by_hand(temperature):
+    """q_g becomes proportional to exp of the group's losses so far, over T; it mixes the groups' own influences."""
+    features, labels, target = small(n=30, groups=3)
+    rate, weights, total = 0.05, torch.ones(30, dtype=F64), torch.zeros(3, dtype=F64)
+    alone = [{name: value[target["target_group"] == g] for name, value in target.items()} for g in range(3)]
+    alone = [{**one, "target_group": torch.zeros_like(one["target_group"])} for one in alone]
+    tool = GroupRobustLastLayer(3, mix="eg", temperature=temperature, outer_lr=rate, rounds=2)
+    found = tool.fit(features, labels, **target)
+    for losses in tool.history()[:2]:
+        total = total + losses / temperature
+        q = total.exp() / total.exp().sum()
+        each = [GroupRobustLastLayer(3).influence(features, labels, weights, **one) for one in alone]
+        weights = (weights + rate * sum(q[g] * each[g] for g in range(3))).clamp_min(0.0)
+        weights = weights / weights.mean()
+    assert int(tool.history().amax(1).argmin()) == 2
+    torch.testing.assert_close(found, weights, rtol=1e-10, atol=0)
+
+
 @pytest.mark.parametrize("mix", ["softmax", "eg"])
 def test_fitting_again_gives_the_same_bits(mix):
     """Nothing is drawn, nothing is left from the last fit, and the global generator is not touched."""
