@@ -12,12 +12,21 @@ from reweigh.losses.conformance import example_meta
 from reweigh.weighting import dynamics
 from reweigh.weighting.conformance import TERMS
 
+DONE = {}
 IDS = ["-".join(map(str, case)) for case in worker.CASES]
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     return run_ranks(worker.__file__, 2, tmp_path_factory.mktemp("joined"), timeout=300)
+
+
+def whole(case):
+    """One process on the joined batch, in one piece; asked for by several tests."""
+    key = repr(case)
+    if key not in DONE:
+        DONE[key] = worker.run(case, None, 1)
+    return DONE[key]
 
 
 def close(found, wanted, key):
@@ -28,7 +37,7 @@ def close(found, wanted, key):
 @pytest.mark.parametrize("shards", worker.SHARDS)
 @pytest.mark.parametrize("case", worker.CASES, ids=IDS)
 def test_two_ranks_are_one_process(ranks, case, shards):
-    alone = worker.run(case, worker.SHARDS[shards], 1)
+    alone = whole(case)
     both = [rank[f"{case} {shards}"] for rank in ranks]
     sizes = worker.SHARDS[shards]
     width = alone["slope"].shape[1]
@@ -44,7 +53,7 @@ def test_two_ranks_are_one_process(ranks, case, shards):
 @pytest.mark.parametrize("case", worker.CASES, ids=IDS)
 def test_micro_batches_teach_what_the_batch_does(ranks, case):
     """On one rank and on two; where weights look at their own term only, losses and gradients are the same, too."""
-    alone, split = worker.run(case, None, 1), worker.run(case, None, 2)
+    alone, split = whole(case), worker.run(case, None, 2)
     factor = worker.made(case).weighting
     local = factor is None or factor.scope == "local"
     if any(part.update_on == "forward" for part in dynamics(worker.made(case))):
@@ -93,7 +102,14 @@ def alive():
     return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
 
-@pytest.mark.parametrize("case", [case for case in worker.CASES if worker.stateful(case)], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=str(case), marks=[pytest.mark.slow] if case[2] else [])
+        for case in worker.CASES
+        if worker.stateful(case)
+    ],
+)
 def test_two_hundred_steps_leave_nothing_behind(case):
     """State never holds a graph: as many tensors are alive after 200 steps as after 20."""
     objective = worker.made(case).train()
