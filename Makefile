@@ -29,10 +29,10 @@ demo: $(VENV)/.made
 	@$(BIN)/python -m reweigh.benchmarks run digits_lt50 --out $(RUN)
 
 test: $(VENV)/.made
-	@$(BIN)/python -m pytest -n auto
+	@$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-all: $(VENV)/.made
-	@$(BIN)/python -m pytest -n auto -m "slow or not slow"
+	@$(BIN)/python -m pytest -n auto --dist loadfile -m "slow or not slow"
 
 # Without their dependencies: two of them ask for torchvision, which brings another torch, and no loss needs it.
 $(VENV)/peers/.made: $(VENV)/.made
