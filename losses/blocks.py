@@ -70,6 +70,11 @@ def _suits(objective: Objective, first: Tensor) -> bool:
         or (reduction.name == "weighted_mean" and not weighting.detached)
     ):
         return False
+    return without_penalty(weighting)
+
+
+def without_penalty(weighting: Weighting) -> bool:
+    """Whether no part of a weighting adds anything to the loss."""
     return all(
         is_node(part) or type(part).penalty is Weighting.penalty
         for part in weighting.modules()

@@ -19,6 +19,7 @@ from reweigh.weighting.functional import effective_sample_size
 from reweigh.weighting.terms import GIVEN_AT_CALL, STATISTICS, LossTerms, mask_out
 
 from .blocks import in_blocks
+from .chunks import in_chunks
 from .criteria.base import Criterion
 from .reductions import Reduction, ReductionName, as_reduction
 
@@ -86,7 +87,10 @@ class Objective(Criterion):
         self.criterion = criterion
         self.weighting = weighting
         self.reduction = as_reduction(self, reduction)
-        self.provides = criterion.provides if self.reduction.name == "none" else frozenset({"loss"})
+        keeps = self.reduction.name == "none"
+        self.provides = criterion.provides if keeps else frozenset({"loss"})
+        self.offers = criterion.offers if keeps else frozenset()
+        self._offered = frozenset() if weighting is None else weighting.needs & criterion.offers
         self.independent = criterion.independent
         self.exact_gradient = criterion.exact_gradient and (weighting is None or weighting.exact_gradient)
         for name in sorted(frozenset() if weighting is None else weighting.needs):
@@ -132,10 +136,13 @@ class Objective(Criterion):
         """
         meta = {"mask": mask, "sample_weight": sample_weight, "group": group, "index": index, **stats}
         value = in_blocks(self, inputs, meta, num_items)
+        value = in_chunks(self, inputs, meta, num_items) if value is None else value
         return self._plainly(inputs, meta, num_items) if value is None else value
 
     def _plainly(self, inputs: tuple[Any, ...], meta: dict[str, Any], num_items: float | Tensor | None) -> Tensor:
-        terms = self._measured(inputs, meta)
+        return self._reduced(self._measured(inputs, meta), num_items)
+
+    def _reduced(self, terms: LossTerms, num_items: float | Tensor | None) -> Tensor:
         weighted, weights = self._weigh(terms, learn=self.training and torch.is_grad_enabled())
         if num_items is None:
             self._warn_where_weights_cancel(self._more_classes((0, 0, 0), terms))
@@ -148,7 +155,10 @@ class Objective(Criterion):
         return loss + penalty
 
     def _measured(self, inputs: tuple[Any, ...], meta: dict[str, Any]) -> LossTerms:
-        """The criterion's terms, with the rows that the weighting reads."""
+        """The criterion's terms, with the rows that the weighting reads and the offers that it needs."""
+        offered = self._offered - meta.keys()
+        if offered:
+            meta = {**meta, "offered": offered | meta.get("offered", frozenset())}
         rows = {} if self.weighting is None else {name: meta[name] for name in self.weighting.rows & meta.keys()}
         if not rows:
             return self.criterion.terms(*inputs, **meta)

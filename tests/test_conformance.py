@@ -9,6 +9,8 @@ from reweigh.losses import (
     ClasswiseCrossEntropy,
     CrossEntropy,
     FromLoss,
+    LinearCausalLM,
+    LinearCrossEntropy,
     LogitAdjustment,
     Objective,
 )
@@ -102,6 +104,8 @@ CRITERIA = [
     BinaryCrossEntropy(shift=0.2),
     ClasswiseCrossEntropy(label_smoothing=0.2),
     FromLoss(torch.nn.SmoothL1Loss(reduction="none")),
+    LinearCrossEntropy(weight=[1.0, 2.0, 0.5, 3.0]),
+    LinearCausalLM(impl="chunked", chunk_rows=5, softcap=3.0, z_loss=0.01, label_smoothing=0.1),
 ]
 
 

@@ -403,7 +403,7 @@ class EMA(_Node):
         self.add_pending("count", num_slots)
 
     def _slots(self, terms: LossTerms) -> LossTerms:
-        if self.by != "position":
+        if self.by != "position" or terms.find("position") is not None:
             return terms
         place = torch.arange(terms.loss.shape[-1], device=terms.loss.device).expand(terms.loss.shape)
         return terms._replace(extras={**(terms.extras or {}), "position": place})

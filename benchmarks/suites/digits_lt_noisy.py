@@ -192,7 +192,7 @@ class DigitsLTNoisy(Suite):
         )
         from reweigh.weighting import Linear, SelfPaced, SmallLoss, SuperLoss
 
-        own = OWN.get(method, {})
+        own = {name: value for name, value in OWN.get(method, {}).items() if name != "lr"}
         if method == "small_loss":
             keep = Linear(1.0, own["keep"], duration=own["duration"])
             return Objective(CrossEntropy(), SmallLoss(keep))
@@ -258,6 +258,7 @@ class _NoisyTrial(Trial):
 
         options = dict(self.suite.training)
         first, second = options.pop("hidden")
+        options["lr"] = OWN.get(method, {}).get("lr", options["lr"])
         inputs, target = self.parts["train"]
         best = KeepBest(lambda net: float(self._right(net, "val").double().mean()), LOOK_EVERY)
         early = method == "ce_early"

@@ -9,6 +9,7 @@ from .function import FromLoss
 from .joint import Joint
 from .label_dro import AdaptiveLabelDRO, LabelDRO
 from .language import CausalLM
+from .linear import LinearCausalLM, LinearCrossEntropy
 from .pair import PairLogSumExp, PairSimilarity
 from .partial_labels import PartialLabelCrossEntropy
 from .proxy import ProxyCrossEntropy
@@ -31,6 +32,8 @@ __all__ = [
     "FromLoss",
     "Joint",
     "LabelDRO",
+    "LinearCausalLM",
+    "LinearCrossEntropy",
     "NoisyCrossEntropy",
     "NormalizedClosedForm",
     "Overlap",

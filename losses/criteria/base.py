@@ -40,6 +40,15 @@ class Criterion(Dynamic, ABC):
     """False where part of the formula is held constant while gradient flows through the rest."""
     accepts: frozenset[str] = frozenset()
     """Names of further inputs of :meth:`measure` that may be given by keyword, ``"index"`` of the call among them."""
+    offers: frozenset[str] = frozenset()
+    """Further statistics that are computed only for a weighting that needs them: :meth:`measure` gets their names as
+    ``offered=`` and puts them into the terms' ``extras``."""
+    whole: frozenset[int] = frozenset()
+    """Positions of inputs that are not one entry per sample (a vocabulary matrix)."""
+    rounds: bool = False
+    """Whether it multiplies in its inputs' own dtype: then half-precision inputs give losses of that accuracy."""
+    defers: bool = False
+    """Whether an objective may ask for terms that are laid out only (see :mod:`reweigh.losses.chunks`)."""
 
     @abstractmethod
     def measure(self, *inputs: Any, mask: Tensor | None) -> LossTerms:

@@ -13,7 +13,7 @@ from reweigh.weighting.frequency import ClassTable, Values
 from reweigh.weighting.schedules import Schedule, check_hyper, value_of
 from reweigh.weighting.terms import NEUTRAL_LOG_PT, LossTerms, mask_out
 
-from ..kernels import sided_logs
+from ..kernels.binary import sided_logs
 from ..logits import LogitTransform
 from .base import _kind, expand_mask, upcast
 from .element import _Element

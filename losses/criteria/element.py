@@ -14,6 +14,7 @@ from reweigh.weighting.frequency import ClassTable, Values, class_table
 from reweigh.weighting.schedules import Schedule, check_hyper, value_of
 from reweigh.weighting.terms import NEUTRAL_LOG_PT, LossTerms, mask_out
 
+from ..kernels.rows import ROW_STATISTICS
 from ..logits import LogitTransform
 from .base import Criterion, _kind, expand_mask, upcast
 from .probability import along, expected, times
@@ -80,7 +81,21 @@ class _Element(Criterion):
 class SoftmaxCriterion(_Element):
     """Common part of the softmax criteria."""
 
-    def _indexed(self, logits: Tensor, target: Tensor, mask: Tensor | None, dim: int) -> LossTerms:
+    def _offered(
+        self, logits: Tensor, valid: Tensor | None, dim: int, offered: frozenset[str]
+    ) -> dict[str, Tensor] | None:
+        """Statistics of whole rows that a weighting has asked for, 0 where masked; constants."""
+        made = {name: ROW_STATISTICS[name](logits.detach(), dim) for name in sorted(offered)}
+        return {name: mask_out(value, valid, 0.0) for name, value in made.items()} or None
+
+    def _indexed(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        mask: Tensor | None,
+        dim: int,
+        offered: frozenset[str] = frozenset(),
+    ) -> LossTerms:
         """Terms of index targets that have the logits' shape without dimension ``dim``."""
         classes = logits.shape[dim]
         target = target.long()
@@ -118,6 +133,7 @@ class SoftmaxCriterion(_Element):
             category=target,
             num_classes=classes,
             norm=None if weight is None else weight[target],
+            extras=self._offered(logits, valid, dim, offered),
         )
 
 
@@ -132,7 +148,8 @@ class CrossEntropy(SoftmaxCriterion):
     - :math:`v`: ``weight``, with torch's meaning: with index targets the mean divides by the sum of
       :math:`v_{y_i}`, with probabilities by the number of terms
 
-    Provides ``loss``, ``log_pt``, ``target``, ``category``; ``log_qt`` exactly for two classes. With probabilities
+    Provides ``loss``, ``log_pt``, ``target``, ``category``; ``log_qt`` exactly for two classes; ``entropy`` and
+    ``top_entropy`` (of the 20 largest logits) as constants where a weighting needs them. With probabilities
     :math:`p_t = \sum_c y_c p_c`, so a one-hot target equals its index, and ``target`` / ``category`` are their largest
     class.
 
@@ -160,6 +177,8 @@ class CrossEntropy(SoftmaxCriterion):
     """
 
     provides = frozenset({"loss", "log_pt", "target", "category"})
+    offers = frozenset(ROW_STATISTICS)
+    accepts = frozenset({"offered"})
 
     def __init__(
         self,
@@ -172,7 +191,7 @@ class CrossEntropy(SoftmaxCriterion):
     ) -> None:
         super().__init__(weight, ignore_index, label_smoothing, logits, validate)
 
-    def measure(self, *inputs: Any, mask: Tensor | None) -> LossTerms:
+    def measure(self, *inputs: Any, mask: Tensor | None, offered: frozenset[str] = frozenset()) -> LossTerms:
         if len(inputs) != 2:
             raise TypeError(f"CrossEntropy: takes (logits, target), got {len(inputs)} inputs")
         logits, target = upcast(self, "logits", inputs[0]), inputs[1]
@@ -187,15 +206,17 @@ class CrossEntropy(SoftmaxCriterion):
         if mask is not None:
             mask = expand_mask(self, mask, shape)
         if target.is_floating_point():
-            return self._soft(logits, target, mask, dim)
+            return self._soft(logits, target, mask, dim, offered)
         if target.shape != shape:
             raise ValueError(
                 f"CrossEntropy: target must have shape {tuple(shape)} (or {tuple(logits.shape)} as probabilities) "
                 f"for logits {tuple(logits.shape)}, got {tuple(target.shape)}"
             )
-        return self._indexed(logits, target, mask, dim)
+        return self._indexed(logits, target, mask, dim, offered)
 
-    def _soft(self, logits: Tensor, target: Tensor, mask: Tensor | None, dim: int) -> LossTerms:
+    def _soft(
+        self, logits: Tensor, target: Tensor, mask: Tensor | None, dim: int, offered: frozenset[str]
+    ) -> LossTerms:
         classes = logits.shape[dim]
         if target.shape != logits.shape:
             raise ValueError(
@@ -232,6 +253,7 @@ class CrossEntropy(SoftmaxCriterion):
             target=hard,
             category=hard,
             num_classes=classes,
+            extras=self._offered(logits, valid, dim, offered),
         )
 
     def example_inputs(self, batch: int = 8, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ from reweigh.weighting.frequency import ClassTable, Values
 from reweigh.weighting.schedules import Schedule
 from reweigh.weighting.terms import NEUTRAL_LOG_PT, LossTerms
 
+from ..kernels.rows import ROW_STATISTICS
 from ..logits import LogitTransform
 from .base import _kind, expand_mask, is_index, upcast
 from .element import SoftmaxCriterion
@@ -27,7 +28,8 @@ class CausalLM(SoftmaxCriterion):
     weights and statistics given at the call are therefore aligned with the labels. The other arguments are those of
     :class:`~reweigh.losses.CrossEntropy`.
 
-    Provides ``loss``, ``log_pt``, ``target`` and ``category`` (the token).
+    Provides ``loss``, ``log_pt``, ``target`` and ``category`` (the token); ``entropy`` and ``top_entropy`` where a
+    weighting needs them.
 
     Args:
         shift: Logits at t predict the label at t + 1 (labels as the tokenizer gives them). False where the labels are
@@ -52,6 +54,8 @@ class CausalLM(SoftmaxCriterion):
     """
 
     provides = frozenset({"loss", "log_pt", "target", "category"})
+    offers = frozenset(ROW_STATISTICS)
+    accepts = frozenset({"offered"})
     target_name = "labels"
 
     def __init__(
@@ -67,7 +71,7 @@ class CausalLM(SoftmaxCriterion):
         super().__init__(weight, ignore_index, label_smoothing, logits, validate)
         self.shift = shift
 
-    def measure(self, *inputs: Any, mask: Tensor | None) -> LossTerms:
+    def measure(self, *inputs: Any, mask: Tensor | None, offered: frozenset[str] = frozenset()) -> LossTerms:
         if len(inputs) != 2:
             raise TypeError(f"CausalLM: takes (logits, labels), got {len(inputs)} inputs")
         logits, labels = upcast(self, "logits", inputs[0]), inputs[1]
@@ -85,9 +89,8 @@ class CausalLM(SoftmaxCriterion):
             logits, labels = logits[:, :-1], labels[:, 1:]
             mask = None if mask is None else mask[:, 1:]
         rows, length = labels.shape
-        flat = self._indexed(
-            logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), None if mask is None else mask.reshape(-1), 1
-        )
+        counted = None if mask is None else mask.reshape(-1)
+        flat = self._indexed(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), counted, 1, offered)
         valid = torch.ones_like(labels, dtype=torch.bool) if flat.mask is None else flat.mask.reshape(rows, length)
 
         def place(value: Tensor | None, fill: float) -> Tensor | None:
@@ -103,6 +106,7 @@ class CausalLM(SoftmaxCriterion):
             category=target,
             num_classes=flat.num_classes,
             norm=place(flat.norm, 0.0),
+            extras=None if flat.extras is None else {k: place(v, 0.0) for k, v in flat.extras.items()},  # type: ignore[misc]
         )
 
     def example_inputs(self, batch: int = 8, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:

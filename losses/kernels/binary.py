@@ -1,4 +1,4 @@
-"""Fast forms of what criteria compute, for eager execution; the plain formulas beside them say what they equal."""
+"""Log-probabilities of hard binary targets in few passes."""
 
 from __future__ import annotations
 

@@ -1,0 +1,382 @@
+"""Softmax cross-entropy of ``hidden @ weight.T`` with no more than a few rows of logits in memory at a time.
+
+Everything that a weighting may look at is a number per row (:class:`Rows`), so the gradient of *any* function of those
+numbers is, with :math:`d` its derivatives by them, one scaled softmax row minus a one-hot::
+
+    d_logits = (d_ce + d_lse + U d_away) p - d_ce onehot(target) - d_away u - d_entropy p (log p + H)
+
+:func:`rows_of` gives the numbers with a backward that makes the logits anew: four matrix products.
+:func:`in_one_pass` makes numbers and gradients of a chunk of rows together, where the derivatives of a chunk are known
+as soon as its numbers are: three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .rows import ROW_STATISTICS, top_entropy
+
+BUDGET = {"cpu": 2**25, "cuda": 2**29}
+"""Bytes of logits held at a time, by kind of device."""
+
+
+class Rows(NamedTuple):
+    """What is known of each row, ``(N,)`` each in float32 or float64; 0 for rows that are left out."""
+
+    ce: Tensor
+    """Cross-entropy, minus the target's log-probability."""
+    lse: Tensor
+    """Logarithm of the sum of the exponentials of the logits."""
+    away: Tensor | None = None
+    r"""Cross-entropy against a row of shares u, :math:`\sum_c u_c (\mathrm{lse} - x_c)`, where shares are given."""
+    entropy: Tensor | None = None
+    """Entropy of the whole row (without gradient)."""
+    top_entropy: Tensor | None = None
+    """Entropy of its largest entries alone, renormalised (without gradient)."""
+
+    def put(self, rows: Tensor | slice, part: Rows) -> None:
+        """Write the numbers of some rows into those of all."""
+        for whole, piece in zip(self, part, strict=True):
+            if whole is not None and piece is not None:
+                whole[rows] = piece
+
+
+@dataclass(frozen=True)
+class Spec:
+    """How rows become logits, and what is wanted of them."""
+
+    softcap: float | None = None
+    """c: logits x become c tanh(x / c)."""
+    shares: Tensor | None = None
+    """``(V,)`` u of :attr:`Rows.away`."""
+    offered: frozenset[str] = frozenset()
+    """``"entropy"``, ``"top_entropy"`` or both."""
+    rows: int | None = None
+    """Rows of a chunk; ``None`` for what fits :data:`BUDGET`."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One problem: ``hidden (N, D)``, ``weight (V, D)``, ``bias (V,)``, all of one dtype, and ``target (N,)``."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    target: Tensor
+    kept: Tensor | None
+    """``(M,)`` ascending numbers of the rows that count; ``None`` for all. Others are never computed."""
+    spec: Spec
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        return self.hidden, self.weight, self.bias
+
+
+def chunk_rows(problem: Linear) -> int:
+    """Rows taken together."""
+    if problem.spec.rows is not None:
+        return problem.spec.rows
+    wide = problem.weight.shape[0] * _working_dtype(problem.hidden.dtype).itemsize
+    budget = BUDGET["cpu" if problem.hidden.device.type == "cpu" else "cuda"]
+    rows = max(1, budget // max(wide, 1))
+    return rows - rows % 32 if rows > 64 else rows
+
+
+def _working_dtype(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype in (torch.float32, torch.float64) else torch.float32
+
+
+# plain
+
+
+def dense_rows(problem: Linear) -> Rows:
+    """The same numbers in plain operations on whole logits: differentiable twice, traceable, and what tests go by."""
+    logits = torch.nn.functional.linear(problem.hidden, problem.weight, problem.bias)
+    logits = logits.to(_working_dtype(logits.dtype))
+    spec = problem.spec
+    if spec.softcap is not None:
+        logits = spec.softcap * torch.tanh(logits / spec.softcap)
+    lse = logits.logsumexp(-1)
+    ce = torch.nn.functional.cross_entropy(logits, problem.target, reduction="none")
+    away = None
+    if spec.shares is not None:
+        away = -(logits.log_softmax(-1) * spec.shares).sum(-1)
+    offered = {name: ROW_STATISTICS[name](logits.detach(), -1) for name in sorted(spec.offered)}
+    return Rows(ce, lse, away, **offered)
+
+
+# a chunk
+
+
+class Work:
+    """Buffers of one loop over chunks, and what is computed in them."""
+
+    def __init__(self, problem: Linear) -> None:
+        self.problem = problem
+        self.size = min(chunk_rows(problem), max(1, self._number()))
+        like, classes = problem.hidden, problem.weight.shape[0]
+        self.working = _working_dtype(like.dtype)
+        self.raw = torch.empty(self.size, classes, dtype=like.dtype, device=like.device)
+        self.same = self.working == like.dtype
+        self.soft = self.raw if self.same else torch.empty_like(self.raw, dtype=self.working)
+        self.bent = torch.empty_like(self.soft) if problem.spec.softcap is not None else None
+        self.columns = problem.weight.detach().t()
+
+    def _number(self) -> int:
+        return self.problem.hidden.shape[0] if self.problem.kept is None else self.problem.kept.numel()
+
+    def chunks(self, kept: Tensor | None) -> Iterator[Tensor | slice]:
+        """Which rows each chunk has."""
+        number = self.problem.hidden.shape[0] if kept is None else kept.numel()
+        for start in range(0, number, self.size):
+            stop = min(start + self.size, number)
+            yield slice(start, stop) if kept is None else kept[start:stop]
+
+    def forward(self, rows: Tensor | slice) -> tuple[Rows, Tensor, Tensor, Tensor]:
+        """Numbers of a chunk; its softmax rows, still to be divided by their sums; its hidden rows and targets."""
+        problem, spec = self.problem, self.problem.spec
+        hidden, target = problem.hidden.detach()[rows], problem.target[rows]
+        raw, soft = self.raw[: len(target)], self.soft[: len(target)]
+        if problem.bias is None:
+            torch.mm(hidden, self.columns, out=raw)
+        else:
+            torch.addmm(problem.bias.detach(), hidden, self.columns, out=raw)
+        if not self.same:
+            soft.copy_(raw)
+        if self.bent is not None and spec.softcap is not None:
+            bent = torch.tanh(soft.div_(spec.softcap), out=self.bent[: len(target)])
+            torch.mul(bent, spec.softcap, out=soft)
+        high = soft.amax(1, keepdim=True)
+        soft.sub_(torch.where(high.isfinite(), high, 0.0))
+        at = soft.gather(1, target.unsqueeze(1)).squeeze(1)
+        mean = None if spec.shares is None else soft @ spec.shares
+        high = high.squeeze(1)
+        top = top_entropy(soft) if "top_entropy" in spec.offered else None
+        if "entropy" in spec.offered:
+            shifted = soft.clone()
+            total = soft.exp_().sum(1)
+            entropy = total.log() - shifted.mul_(soft).nan_to_num_(nan=0.0).sum(1) / total
+        else:
+            total, entropy = soft.exp_().sum(1), None
+        log_total = total.log()
+        away = None if mean is None or spec.shares is None else spec.shares.sum() * log_total - mean
+        return Rows(log_total - at, high + log_total, away, entropy, top), total, hidden, target
+
+    def backward(
+        self,
+        found: Rows,
+        total: Tensor,
+        slopes: tuple[Tensor | None, Tensor | None, Tensor | None],
+        target: Tensor,
+    ) -> Tensor:
+        """The gradient on the logits ``(rows, V)``, in the dtype of the matrix product, in a buffer."""
+        spec, soft = self.problem.spec, self.soft[: len(target)]
+        by_ce, by_lse, by_away = slopes
+        other = by_lse
+        if by_away is not None and spec.shares is not None:
+            whole = by_away * spec.shares.sum()
+            other = whole if other is None else other + whole
+        ce = by_ce if by_ce is not None else torch.zeros_like(total)
+        at = ce * torch.expm1(-found.ce)  # p - 1 where p is near 1 would cancel
+        if other is not None:
+            at = at + other * torch.exp(-found.ce)
+        everywhere = ce if other is None else ce + other
+        soft.mul_((everywhere / total).unsqueeze(1))
+        soft.scatter_(1, target.unsqueeze(1), at.unsqueeze(1))
+        if by_away is not None and spec.shares is not None:
+            soft.addr_(by_away, spec.shares, alpha=-1.0)
+        if self.bent is not None:
+            bent = self.bent[: len(target)]
+            soft.mul_(bent.square_().neg_().add_(1.0))
+        if self.same:
+            return soft
+        return self.raw[: len(target)].copy_(soft)
+
+
+class Slopes:
+    """Gradients on hidden states, weight and bias, added up chunk by chunk."""
+
+    def __init__(self, problem: Linear, wanted: tuple[bool, bool, bool]) -> None:
+        hidden, weight, bias = problem.tensors
+        working = _working_dtype(weight.dtype)
+        self.problem, self.working = problem, working
+        self.hidden = torch.zeros_like(hidden) if wanted[0] else None
+        self.weight = torch.zeros_like(weight, dtype=working) if wanted[1] else None
+        self.bias = torch.zeros_like(bias, dtype=working) if wanted[2] and bias is not None else None
+
+    def add(self, rows: Tensor | slice, slope: Tensor, hidden: Tensor) -> None:
+        if self.hidden is not None:
+            weight = self.problem.weight.detach()
+            if isinstance(rows, slice):
+                torch.mm(slope, weight, out=self.hidden[rows])
+            else:
+                self.hidden.index_copy_(0, rows, slope @ weight)
+        if self.weight is not None:
+            if self.weight.dtype == slope.dtype:
+                self.weight.addmm_(slope.t(), hidden)
+            else:
+                self.weight.add_(slope.t() @ hidden)
+        if self.bias is not None:
+            self.bias.add_(slope.sum(0, dtype=self.working))
+
+    def scaled(self, factor: Tensor | None = None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """All times a number, in the inputs' dtypes. The buffers are given away."""
+        found: list[Tensor | None] = []
+        for value, like in zip((self.hidden, self.weight, self.bias), self.problem.tensors, strict=True):
+            if value is None or like is None:
+                found.append(None)
+            else:
+                found.append((value if factor is None else value.mul_(factor)).to(like.dtype))
+        return found[0], found[1], found[2]
+
+
+def _plain_autocast(device: torch.device) -> Any:
+    return torch.autocast(device.type, enabled=False)
+
+
+# one pass
+
+Derivatives = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""By ``ce``, ``lse`` and ``away`` of some rows or of all."""
+
+
+@torch.no_grad()
+def in_one_pass(
+    problem: Linear, wanted: tuple[bool, bool, bool], derivatives: Callable[[Tensor | slice, Rows], Derivatives]
+) -> tuple[Rows, Slopes, Derivatives]:
+    """The numbers of all rows, the gradients on hidden states, weight and bias (as far as wanted), and by what.
+
+    ``derivatives`` tells them for the rows of a chunk from their numbers.
+    """
+    found, slopes = _nothing(problem), Slopes(problem, wanted)
+    kept: list[Tensor | None] = [None, None, None]
+    with _plain_autocast(problem.hidden.device):
+        work = Work(problem)
+        for rows in work.chunks(problem.kept):
+            part, total, hidden, target = work.forward(rows)
+            found.put(rows, part)
+            by = derivatives(rows, part)
+            for place, value in enumerate(by):
+                if value is not None:
+                    whole = kept[place] = _zeros_once(kept[place], found.ce)
+                    whole[rows] = value
+            slopes.add(rows, work.backward(part, total, by, target), hidden)
+    return found, slopes, (kept[0], kept[1], kept[2])
+
+
+def _zeros_once(whole: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if whole is None else whole
+
+
+@torch.no_grad()
+def slopes_by(problem: Linear, wanted: tuple[bool, bool, bool], by: Derivatives) -> Slopes:
+    """The gradients from derivatives of all rows, making logits of those rows alone that have one."""
+    some = [slope != 0 for slope in by if slope is not None]
+    slopes = Slopes(problem, wanted)
+    if not some:
+        return slopes
+    kept = with_slope(torch.stack(some).any(0) if len(some) > 1 else some[0], problem.kept)
+    plain = replace(problem, kept=kept, spec=replace(problem.spec, offered=frozenset()))
+    with _plain_autocast(problem.hidden.device):
+        work = Work(plain)
+        for rows in work.chunks(kept):
+            found, total, hidden, target = work.forward(rows)
+            here = tuple(None if slope is None else slope[rows] for slope in by)
+            slopes.add(rows, work.backward(found, total, here, target), hidden)  # type: ignore[arg-type]
+    return slopes
+
+
+# two passes
+
+
+def rows_of(problem: Linear) -> Rows:
+    """The numbers of all rows, with gradient. Rows whose derivatives are all 0 cost nothing in backward."""
+    shares = problem.spec.shares
+    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in problem.tensors)
+    if not wanted:
+        with torch.no_grad():
+            return _numbers(problem)
+    ce, lse, away, entropy, top = _TwoPass.apply(  # type: ignore[no-untyped-call]
+        problem.hidden, problem.weight, problem.bias, problem.target, problem.kept, problem.spec
+    )
+    return Rows(ce, lse, None if shares is None else away, entropy, top)
+
+
+def _nothing(problem: Linear) -> Rows:
+    """All numbers 0."""
+    working, spec = _working_dtype(problem.hidden.dtype), problem.spec
+    wanted = (True, True, spec.shares is not None, "entropy" in spec.offered, "top_entropy" in spec.offered)
+    number = problem.hidden.shape[0]
+    found = [problem.hidden.new_zeros(number, dtype=working) if want else None for want in wanted]
+    return Rows(*found)  # type: ignore[arg-type]
+
+
+def _numbers(problem: Linear) -> Rows:
+    found = _nothing(problem)
+    with _plain_autocast(problem.hidden.device):
+        work = Work(problem)
+        for rows in work.chunks(problem.kept):
+            found.put(rows, work.forward(rows)[0])
+    return found
+
+
+class _TwoPass(torch.autograd.Function):
+    """Keeps its inputs alone; backward makes the logits anew, of the rows that have a gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        kept: Tensor | None,
+        spec: Spec,
+    ) -> tuple[Tensor | None, ...]:
+        ctx.save_for_backward(hidden, weight, bias, target, kept)
+        ctx.spec = spec
+        ctx.set_materialize_grads(False)
+        found = _numbers(Linear(hidden, weight, bias, target, kept, spec))
+        ctx.mark_non_differentiable(*(v for v in (found.entropy, found.top_entropy) if v is not None))
+        return tuple(found)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise twice()
+        hidden, weight, bias, target, kept = ctx.saved_tensors
+        problem = Linear(hidden, weight, bias, target, kept, ctx.spec)
+        return (*slopes_by(problem, ctx.needs_input_grad[:3], slopes[:3]).scaled(), None, None, None)  # type: ignore[arg-type]
+
+
+def twice() -> RuntimeError:
+    """What to say where a gradient is to be differentiated."""
+    return RuntimeError(
+        "the gradient of a chunked linear cross-entropy cannot be differentiated again; "
+        'use impl="dense", which holds all logits'
+    )
+
+
+def with_slope(some: Tensor, kept: Tensor | None) -> Tensor | None:
+    """The rows where something is True, or ``kept`` as it is where a device must not be asked."""
+    return kept if unreadable(some) else _selected(some)
+
+
+def _selected(some: Tensor) -> Tensor | None:
+    found = some.nonzero().squeeze(1)
+    return None if found.numel() == some.numel() else found
+
+
+def unreadable(tensor: Tensor) -> bool:
+    """Whether how many entries are True cannot be told now; telling costs one synchronisation on a device."""
+    return tensor.is_meta or (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def compact(valid: Tensor | None) -> Tensor | None:
+    """Numbers of the rows that count, ``None`` where all do (or where it cannot be told)."""
+    return None if valid is None or unreadable(valid) else _selected(valid)
