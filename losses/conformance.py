@@ -22,6 +22,7 @@ from reweigh.weighting.terms import NEUTRAL_LOG_PT
 from .criteria.base import Criterion
 from .criteria.binary import BinaryCrossEntropy
 from .criteria.element import CrossEntropy
+from .criteria.language import CausalLM
 from .criteria.pair import PairSimilarity
 from .criteria.region import Overlap
 from .criteria.stacked import StackedLosses
@@ -34,6 +35,7 @@ SIZE = 8
 
 CRITERION_FOR: dict[str, Callable[[], Criterion]] = {
     "class": CrossEntropy,
+    "token": CausalLM,
     "transition": lambda: NoisyCrossEntropy(
         [[0.7, 0.1, 0.2, 0.0], [0.0, 1.0, 0.0, 0.0], [0.25, 0.0, 0.5, 0.25], [0.1, 0.1, 0.1, 0.7]]
     ),

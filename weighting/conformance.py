@@ -133,8 +133,17 @@ def noisy_terms(seed: int = 0, size: int = 8, *, dtype: torch.dtype = torch.floa
     return terms._replace(extras={"log_noisy_pt": given})
 
 
+def token_terms(seed: int = 0, size: int = 8, *, dtype: torch.dtype = torch.float64) -> LossTerms:
+    """Terms of ``(size,)`` tokens, with the entropy of each row and of its likeliest entries."""
+    generator = torch.Generator().manual_seed(seed)
+    log_p = (torch.randn(size, CLASSES, generator=generator, dtype=torch.float64) * 2).log_softmax(-1)
+    entropy = -(log_p.exp() * log_p).sum(-1).to(dtype)
+    return example_terms(seed, size, dtype=dtype)._replace(extras={"entropy": entropy, "top_entropy": entropy})
+
+
 TERMS: dict[str, TermsMaker] = {
     "class": example_terms,
+    "token": token_terms,
     "transition": noisy_terms,
     "binary": binary_terms,
     "region": region_terms,
