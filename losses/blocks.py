@@ -40,6 +40,8 @@ def in_blocks(
     kind = objective.criterion.elementwise
     if not isinstance(first, Tensor) or first.numel() < LEAST[kind] or not _suits(objective, first):
         return None
+    if objective.criterion.lean(*inputs):
+        return None
     meta = {name: value for name, value in meta.items() if value is not None}
     others = [*inputs[1:], *meta.values()]
     if not all(isinstance(v, Tensor) and v.ndim and v.shape[0] == first.shape[0] for v in others):

@@ -18,7 +18,8 @@ from reweigh.weighting.terms import LossTerms
 
 from .blocks import without_penalty
 from .criteria.linear import Deferred
-from .kernels.linear import Derivatives, Linear, Rows, Slopes, in_one_pass, slopes_by, twice
+from .kernels.linear import Linear, Slopes, in_one_pass, slopes_by, twice
+from .kernels.rows import Derivatives, Rows
 from .reductions import SequenceMean
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ import math
 import hypothesis.strategies as st
 import pytest
 import torch
+from gradients import agree, peak, slopes
 from hypothesis import HealthCheck, given, settings
 from torch.nn import functional
-from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reweigh import weighting
@@ -46,19 +46,6 @@ def both(weight_by, reduction="mean", *, chunk_rows=4, **options):
         Objective(LinearCausalLM(impl=impl, chunk_rows=chunk_rows, **options), copy.deepcopy(weight_by), reduction)
         for impl in ("dense", "chunked")
     ]
-
-
-def slopes(objective, inputs, more=(), **meta):
-    value = objective(*inputs, **meta)
-    at = [t for t in (*inputs, *meta.values(), *more) if isinstance(t, torch.Tensor) and t.requires_grad]
-    return value, torch.autograd.grad(value.sum(), at)
-
-
-def agree(one, other, tol):
-    for a, b in zip((one[0], *one[1]), (other[0], *other[1]), strict=True):
-        assert a.dtype == b.dtype
-        scale = max(1e-30, a.detach().abs().max().item()) if a.numel() else 1.0
-        torch.testing.assert_close(b, a, rtol=0.0, atol=tol * scale)
 
 
 # against formulas
@@ -470,17 +457,6 @@ def test_vocabulary_entries_that_are_shut_off():
 
 
 # memory
-
-
-def peak(call):
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        call()
-    held = most = 0
-    for event in sorted(found.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return most
 
 
 @pytest.mark.parametrize("by", [None, Focal(2.0) * TLDR(), KLDRO(1.0)], ids=str)

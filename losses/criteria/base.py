@@ -57,6 +57,10 @@ class Criterion(Dynamic, ABC):
         Gets ``sample_weight=`` (checked, or ``None``) as well under ``counts_inside``, and what ``accepts`` names.
         """
 
+    def lean(self, *inputs: Any) -> bool:
+        """Whether it holds no more than a gradient of the first input takes anyway, whatever weighs its terms."""
+        return False
+
     def observe(self, terms: LossTerms) -> None:
         """Add what is seen to pending sums and rows; called per training forward, with detached terms, no gradient."""
 
@@ -241,11 +245,17 @@ def _kind(value: object) -> str:
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
-def upcast(owner: object, name: str, value: Any) -> Tensor:
-    """A floating tensor in at least float32."""
+def floating(owner: object, name: str, value: object) -> Tensor:
+    """A value that must be a floating-point tensor."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         raise TypeError(f"{owner_name(owner)}: {name} must be a floating-point tensor, got {_kind(value)}")
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+    return value
+
+
+def upcast(owner: object, name: str, value: Any) -> Tensor:
+    """A floating tensor in at least float32."""
+    found = floating(owner, name, value)
+    return found.float() if found.dtype in (torch.float16, torch.bfloat16) else found
 
 
 def expand_mask(owner: object, mask: Tensor, shape: torch.Size) -> Tensor:

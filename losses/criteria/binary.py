@@ -16,7 +16,7 @@ from reweigh.weighting.terms import NEUTRAL_LOG_PT, LossTerms, mask_out
 from ..kernels.binary import sided_logs
 from ..logits import LogitTransform
 from .base import _kind, expand_mask, upcast
-from .element import _Element
+from .labels import _Element
 from .probability import along, mixed, shifted, times, zeros_and_ones
 
 

@@ -9,76 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from reweigh.weighting.config import readable
-from reweigh.weighting.frequency import ClassTable, Values, class_table
-from reweigh.weighting.schedules import Schedule, check_hyper, value_of
+from reweigh.weighting.frequency import ClassTable, Values
+from reweigh.weighting.schedules import Schedule, value_of
 from reweigh.weighting.terms import NEUTRAL_LOG_PT, LossTerms, mask_out
 
-from ..kernels.rows import ROW_STATISTICS
+from ..kernels.dense import lean, rows_of_logits
+from ..kernels.rows import ROW_STATISTICS, Spec, working_dtype
 from ..logits import LogitTransform
-from .base import Criterion, _kind, expand_mask, upcast
+from .base import _kind, expand_mask, floating, is_index, upcast
 from .probability import along, expected, times
+from .rows import RowTerms
 
 
-class _Element(Criterion):
-    """Common part of the cross-entropies."""
-
-    rowwise = True
-    target_name = "target"
-
-    def __init__(
-        self,
-        weight: Values | str | ClassTable | None,
-        ignore_index: int,
-        label_smoothing: float | Schedule,
-        logits: LogitTransform | None,
-        validate: bool | None,
-    ) -> None:
-        super().__init__()
-        if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-            raise TypeError(f"{type(self).__name__}: ignore_index must be an integer, got {ignore_index!r}")
-        if logits is not None and not isinstance(logits, LogitTransform):
-            raise TypeError(f"{type(self).__name__}: logits must be a LogitTransform, got {type(logits).__name__}")
-        self.weight = None if weight is None else class_table(self, "weight", weight)
-        self.ignore_index = ignore_index
-        self.label_smoothing = check_hyper(self, "label_smoothing", label_smoothing, low=0.0, high=1.0)
-        self.logits = logits
-        self.exact_gradient = logits is None or logits.exact_gradient
-        self.validate = validate
-
-    def _class_weight(self, num_classes: int, like: Tensor) -> Tensor | None:
-        if self.weight is None:
-            return None
-        table = self.weight.table()
-        if table.numel() != num_classes:
-            raise ValueError(
-                f"{type(self).__name__}: weight must have one entry per class ({num_classes}), got {table.numel()}"
-            )
-        return table.to(like.dtype)
-
-    def _may_look(self, values: Tensor) -> bool:
-        """Whether values are there to be checked, and may be."""
-        return self.validate is not False and readable(values, wait=self.validate is True) and values.numel() > 0
-
-    def _check_labels(self, target: Tensor, classes: int) -> None:
-        if self._may_look(target):
-            low, high = (int(edge) for edge in target.aminmax())
-            if low < 0 or high >= classes:
-                raise ValueError(
-                    f"{type(self).__name__}: {self.target_name} must be in [0, {classes}) or "
-                    f"ignore_index={self.ignore_index}, got {low if low < 0 else high}"
-                )
-
-    def _valid(self, target: Tensor, mask: Tensor | None) -> Tensor | None:
-        """Where terms count; ``None`` where it is known, without asking a device, that all do."""
-        kept = target != self.ignore_index
-        return self._only_valid(kept if mask is None else kept & mask)
-
-    def _only_valid(self, valid: Tensor) -> Tensor | None:
-        return None if readable(valid) and bool(valid.all()) else valid
-
-
-class SoftmaxCriterion(_Element):
+class SoftmaxCriterion(RowTerms):
     """Common part of the softmax criteria."""
 
     def _offered(
@@ -87,6 +30,23 @@ class SoftmaxCriterion(_Element):
         """Statistics of whole rows that a weighting has asked for, 0 where masked; constants."""
         made = {name: ROW_STATISTICS[name](logits.detach(), dim) for name in sorted(offered)}
         return {name: mask_out(value, valid, 0.0) for name, value in made.items()} or None
+
+    def _lean(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        counted: Tensor | None,
+        shape: torch.Size,
+        valid: Tensor | None,
+        first: int,
+        offered: frozenset[str],
+    ) -> LossTerms:
+        """Terms ``(*S)`` of many classes: ``logits (N, C)``, ``target (N,)`` and which rows count; see kernels."""
+        classes, like = logits.shape[1], logits.new_empty(0, dtype=working_dtype(logits.dtype))
+        spec = Spec(shares=self._shares(classes, like), offered=offered)
+        terms = self._laid_out(target, classes, like, shape, valid, first)
+        found = rows_of_logits(logits, target, counted, spec)
+        return self._placed(terms, self._assembled(found, target, classes), first)
 
     def _indexed(
         self,
@@ -102,8 +62,12 @@ class SoftmaxCriterion(_Element):
         valid = self._valid(target, mask)
         if valid is not None:
             target = target.masked_fill(~valid, 0)
-            logits = logits.masked_fill(~valid.unsqueeze(dim), 0.0)
         self._check_labels(target, classes)
+        if self.logits is None and logits.ndim == 2 and lean(logits):
+            return self._lean(logits, target, valid, target.shape, valid, 0, offered)
+        logits = upcast(self, "logits", logits)
+        if valid is not None:
+            logits = logits.masked_fill(~valid.unsqueeze(dim), 0.0)
         if self.logits is not None:
             logits = self.logits(logits, target, dim=dim)
         weight, smoothing = self._class_weight(classes, logits), value_of(self.label_smoothing)
@@ -191,10 +155,14 @@ class CrossEntropy(SoftmaxCriterion):
     ) -> None:
         super().__init__(weight, ignore_index, label_smoothing, logits, validate)
 
+    def lean(self, *inputs: Any) -> bool:
+        logits, target = inputs
+        return self.logits is None and is_index(target) and logits.ndim == 2 and lean(logits)
+
     def measure(self, *inputs: Any, mask: Tensor | None, offered: frozenset[str] = frozenset()) -> LossTerms:
         if len(inputs) != 2:
             raise TypeError(f"CrossEntropy: takes (logits, target), got {len(inputs)} inputs")
-        logits, target = upcast(self, "logits", inputs[0]), inputs[1]
+        logits, target = floating(self, "logits", inputs[0]), inputs[1]
         if not isinstance(target, Tensor) or target.is_complex() or target.dtype == torch.bool:
             raise TypeError(f"CrossEntropy: target must be class indices or probabilities, got {_kind(target)}")
         if logits.ndim == 0:
@@ -206,7 +174,7 @@ class CrossEntropy(SoftmaxCriterion):
         if mask is not None:
             mask = expand_mask(self, mask, shape)
         if target.is_floating_point():
-            return self._soft(logits, target, mask, dim, offered)
+            return self._soft(upcast(self, "logits", logits), target, mask, dim, offered)
         if target.shape != shape:
             raise ValueError(
                 f"CrossEntropy: target must have shape {tuple(shape)} (or {tuple(logits.shape)} as probabilities) "

@@ -12,10 +12,12 @@ from reweigh.weighting.frequency import ClassTable, Values
 from reweigh.weighting.schedules import Schedule
 from reweigh.weighting.terms import NEUTRAL_LOG_PT, LossTerms
 
+from ..kernels.dense import lean
 from ..kernels.rows import ROW_STATISTICS
 from ..logits import LogitTransform
-from .base import _kind, expand_mask, is_index, upcast
+from .base import _kind, expand_mask, floating, is_index
 from .element import SoftmaxCriterion
+from .rows import moved_up
 
 
 @final
@@ -71,10 +73,14 @@ class CausalLM(SoftmaxCriterion):
         super().__init__(weight, ignore_index, label_smoothing, logits, validate)
         self.shift = shift
 
+    def lean(self, *inputs: Any) -> bool:
+        logits = inputs[0]
+        return self.logits is None and bool(logits.is_contiguous()) and lean(logits)
+
     def measure(self, *inputs: Any, mask: Tensor | None, offered: frozenset[str] = frozenset()) -> LossTerms:
         if len(inputs) != 2:
             raise TypeError(f"CausalLM: takes (logits, labels), got {len(inputs)} inputs")
-        logits, labels = upcast(self, "logits", inputs[0]), inputs[1]
+        logits, labels = floating(self, "logits", inputs[0]), inputs[1]
         if not is_index(labels):
             raise TypeError(f"CausalLM: labels must be token indices, got {_kind(labels)}")
         if logits.ndim != 3 or logits.shape[-1] == 0 or labels.shape != logits.shape[:2]:
@@ -85,6 +91,8 @@ class CausalLM(SoftmaxCriterion):
         if mask is not None:
             mask = expand_mask(self, mask, labels.shape)
         first = int(self.shift and labels.shape[1] > 0)
+        if self.lean(logits):
+            return self._whole(logits, labels.long(), mask, first, offered)
         if first:
             logits, labels = logits[:, :-1], labels[:, 1:]
             mask = None if mask is None else mask[:, 1:]
@@ -108,6 +116,20 @@ class CausalLM(SoftmaxCriterion):
             norm=place(flat.norm, 0.0),
             extras=None if flat.extras is None else {k: place(v, 0.0) for k, v in flat.extras.items()},  # type: ignore[misc]
         )
+
+    def _whole(
+        self, logits: Tensor, labels: Tensor, mask: Tensor | None, first: int, offered: frozenset[str]
+    ) -> LossTerms:
+        """Many classes: the shift moves labels, because moving logits would copy them."""
+        shape, valid = labels.shape, self._valid(labels, mask)
+        if valid is not None:
+            labels = labels.masked_fill(~valid, 0)
+        self._check_labels(labels, logits.shape[-1])
+        counted = valid
+        if first:
+            labels, counted, valid = moved_up(labels, valid)
+        flat = None if counted is None else counted.reshape(-1)
+        return self._lean(logits.flatten(0, 1), labels.reshape(-1), flat, shape, valid, first, offered)
 
     def example_inputs(self, batch: int = 8, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
         generator = torch.Generator().manual_seed(seed)

@@ -8,17 +8,16 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn.functional import pad
 
 from reweigh.weighting.config import check_choice, check_number, check_whole, watched
 from reweigh.weighting.frequency import ClassTable, Values
-from reweigh.weighting.schedules import Schedule, value_of
-from reweigh.weighting.terms import NEUTRAL_LOG_PT, LossTerms, mask_out
+from reweigh.weighting.schedules import Schedule
+from reweigh.weighting.terms import LossTerms
 
-from ..kernels.linear import Linear, Rows, Spec, compact, dense_rows, rows_of
-from ..kernels.rows import ROW_STATISTICS
+from ..kernels.linear import Linear, compact, dense_rows, rows_of
+from ..kernels.rows import ROW_STATISTICS, Rows, Spec, working_dtype
 from .base import _kind, expand_mask, is_index
-from .element import _Element
+from .rows import RowTerms, moved_up
 
 Implementation = Literal["auto", "chunked", "dense", "torch"]
 IMPLEMENTATIONS = ("auto", "chunked", "dense", "torch")
@@ -56,7 +55,7 @@ class Deferred:
         return self.owner._placed(terms, self.assembled(found), self.first)
 
 
-class _LinearSoftmax(_Element):
+class _LinearSoftmax(RowTerms):
     """Common part of the criteria on hidden states."""
 
     provides = frozenset({"loss", "log_pt", "target", "category"})
@@ -127,13 +126,7 @@ class _LinearSoftmax(_Element):
             kept = compact(valid)
         if valid is not None and kept is None:  # rows that do not count are computed: nothing they hold may spread
             hidden = hidden.masked_fill(~valid.unsqueeze(1), 0.0)
-        smoothing = value_of(self.label_smoothing)
-        shares = None
-        if isinstance(smoothing, Tensor) or smoothing > 0.0:
-            working = torch.promote_types(weight.dtype, torch.float32)
-            table = self._class_weight(weight.shape[0], weight.new_empty((), dtype=working))
-            ones = weight.new_ones(weight.shape[0], dtype=working) if table is None else table
-            shares = ones / weight.shape[0]
+        shares = self._shares(weight.shape[0], weight.new_empty((), dtype=working_dtype(weight.dtype)))
         spec = Spec(self.softcap, shares, offered, self.chunk_rows)
         return Deferred(self, Linear(hidden, weight, bias, target, kept, spec), first)  # type: ignore[arg-type]
 
@@ -152,63 +145,12 @@ class _LinearSoftmax(_Element):
             return _torch_rows(self, problem)
         return dense_rows(problem)
 
-    def _assembled(self, found: Rows, target: Tensor, classes: int) -> LossTerms:
-        """Terms of rows that all count."""
-        table = self._class_weight(classes, found.ce)
-        norm = None if table is None else table[target]
-        loss = found.ce if norm is None else norm * found.ce
-        if found.away is not None:
-            smoothing = value_of(self.label_smoothing)
-            loss = (1.0 - smoothing) * loss + smoothing * found.away
-        if self.z_loss:
-            loss = loss + self.z_loss * found.lse.square()
-        extras = {name: v for name in ("entropy", "top_entropy") if (v := getattr(found, name)) is not None}
-        return LossTerms(
-            loss=loss,
-            log_pt=-found.ce,
-            target=target,
-            category=target,
-            num_classes=classes,
-            norm=norm,
-            extras=extras or None,
-        )
-
-    def _placed(self, terms: LossTerms, flat: LossTerms, first: int) -> LossTerms:
-        """Statistics of rows, in the places of their terms; 0 or neutral where masked."""
-
-        def place(value: Tensor, fill: float) -> Tensor:
-            if first:
-                rows, length = terms.loss.shape
-                value = pad(value.reshape(rows, length)[:, :-1], (1, 0), value=fill)
-            else:
-                value = value.reshape(terms.loss.shape)
-            return mask_out(value, terms.mask, fill)
-
-        extras = {**(terms.extras or {})}
-        for name, value in (flat.extras or {}).items():
-            extras.setdefault(name, place(value, 0.0))
-        log_pt = place(flat.need("log_pt", self), NEUTRAL_LOG_PT)
-        return terms._replace(loss=place(flat.loss, 0.0), log_pt=log_pt, extras=extras or None)
-
-    def _laid_out(self, deferred: Deferred, shape: torch.Size, valid: Tensor | None) -> LossTerms:
-        """Terms without losses: what is known from targets and masks."""
-        problem = deferred.problem
-        like = problem.hidden.new_zeros(shape, dtype=torch.promote_types(problem.hidden.dtype, torch.float32))
-        classes = problem.weight.shape[0]
-        table = self._class_weight(classes, like)
-        terms = LossTerms(loss=like, mask=valid, num_classes=classes)
-        target = problem.target.reshape(shape)
-        norm = None if table is None else table[target]
-        if deferred.first:
-            target = pad(target[:, :-1], (1, 0))
-            norm = None if norm is None else pad(norm[:, :-1], (1, 0))
-        return terms._replace(target=target, category=target, norm=norm)
-
     def _finished(
         self, deferred: Deferred, shape: torch.Size, valid: Tensor | None, defer: list[Deferred] | None
     ) -> LossTerms:
-        terms = self._laid_out(deferred, shape, valid)
         problem = deferred.problem
+        like = problem.hidden.new_empty(0, dtype=working_dtype(problem.hidden.dtype))
+        terms = self._laid_out(problem.target, problem.weight.shape[0], like, shape, valid, deferred.first)
         if defer is not None and self._chunked(problem.hidden, problem.weight, problem.target):
             defer.append(deferred)
             return terms
@@ -391,7 +333,7 @@ class LinearCausalLM(_LinearSoftmax):
         >>> objective = Objective(LinearCausalLM(), (PowerLawDecay([9, 5, 3, 1]) * TLDR()).clip(max=5.0))
         >>> hidden, vocab_weight = torch.zeros(1, 3, 8), torch.zeros(4, 8)
         >>> round(objective(hidden, vocab_weight, torch.tensor([[0, 1, 2]])).item(), 4)
-        0.4931
+        0.493
     """
 
     target_name = "labels"
@@ -427,10 +369,8 @@ class LinearCausalLM(_LinearSoftmax):
         valid = self._valid(labels, None if mask is None else expand_mask(self, mask, shape))
         first = int(self.shift and shape[1] > 0)
         counted = valid
-        if first:  # the row at t has the label at t + 1; the last one has none
-            some = torch.ones_like(labels, dtype=torch.bool) if valid is None else valid
-            valid = pad(some[:, 1:], (1, 0), value=False)
-            labels, counted = pad(labels[:, 1:], (0, 1)), pad(some[:, 1:], (0, 1), value=False)
+        if first:
+            labels, counted, valid = moved_up(labels, valid)
         deferred = self._deferred(
             hidden.reshape(-1, hidden.shape[-1]),
             weight,

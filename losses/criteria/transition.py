@@ -13,7 +13,7 @@ from reweigh.weighting.terms import NEUTRAL_LOG_PT, LossTerms, mask_out
 
 from ..logits import LogitTransform
 from .base import _kind, expand_mask, is_index, upcast
-from .element import _Element
+from .labels import _Element
 
 Transition = Sequence[Sequence[float]] | Tensor
 

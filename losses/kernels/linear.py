@@ -1,10 +1,7 @@
 """Softmax cross-entropy of ``hidden @ weight.T`` with no more than a few rows of logits in memory at a time.
 
-Everything that a weighting may look at is a number per row (:class:`Rows`), so the gradient of *any* function of those
-numbers is, with :math:`d` its derivatives by them, one scaled softmax row minus a one-hot::
-
-    d_logits = (d_ce + d_lse + U d_away) p - d_ce onehot(target) - d_away u - d_entropy p (log p + H)
-
+Everything that a weighting may look at is a number per row (:class:`~reweigh.losses.kernels.rows.Rows`), so the
+gradient of *any* function of those numbers is made of a scaled softmax row and a one-hot.
 :func:`rows_of` gives the numbers with a backward that makes the logits anew: four matrix products.
 :func:`in_one_pass` makes numbers and gradients of a chunk of rows together, where the derivatives of a chunk are known
 as soon as its numbers are: three.
@@ -14,50 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .rows import ROW_STATISTICS, top_entropy
+from .rows import Derivatives, Rows, Spec, numbers_in_place, plain_rows, slope_in_place, working_dtype
 
 BUDGET = {"cpu": 2**25, "cuda": 2**29}
 """Bytes of logits held at a time, by kind of device."""
-
-
-class Rows(NamedTuple):
-    """What is known of each row, ``(N,)`` each in float32 or float64; 0 for rows that are left out."""
-
-    ce: Tensor
-    """Cross-entropy, minus the target's log-probability."""
-    lse: Tensor
-    """Logarithm of the sum of the exponentials of the logits."""
-    away: Tensor | None = None
-    r"""Cross-entropy against a row of shares u, :math:`\sum_c u_c (\mathrm{lse} - x_c)`, where shares are given."""
-    entropy: Tensor | None = None
-    """Entropy of the whole row (without gradient)."""
-    top_entropy: Tensor | None = None
-    """Entropy of its largest entries alone, renormalised (without gradient)."""
-
-    def put(self, rows: Tensor | slice, part: Rows) -> None:
-        """Write the numbers of some rows into those of all."""
-        for whole, piece in zip(self, part, strict=True):
-            if whole is not None and piece is not None:
-                whole[rows] = piece
-
-
-@dataclass(frozen=True)
-class Spec:
-    """How rows become logits, and what is wanted of them."""
-
-    softcap: float | None = None
-    """c: logits x become c tanh(x / c)."""
-    shares: Tensor | None = None
-    """``(V,)`` u of :attr:`Rows.away`."""
-    offered: frozenset[str] = frozenset()
-    """``"entropy"``, ``"top_entropy"`` or both."""
-    rows: int | None = None
-    """Rows of a chunk; ``None`` for what fits :data:`BUDGET`."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +43,10 @@ def chunk_rows(problem: Linear) -> int:
     """Rows taken together."""
     if problem.spec.rows is not None:
         return problem.spec.rows
-    wide = problem.weight.shape[0] * _working_dtype(problem.hidden.dtype).itemsize
+    wide = problem.weight.shape[0] * working_dtype(problem.hidden.dtype).itemsize
     budget = BUDGET["cpu" if problem.hidden.device.type == "cpu" else "cuda"]
     rows = max(1, budget // max(wide, 1))
     return rows - rows % 32 if rows > 64 else rows
-
-
-def _working_dtype(dtype: torch.dtype) -> torch.dtype:
-    return dtype if dtype in (torch.float32, torch.float64) else torch.float32
 
 
 # plain
@@ -97,17 +55,7 @@ def _working_dtype(dtype: torch.dtype) -> torch.dtype:
 def dense_rows(problem: Linear) -> Rows:
     """The same numbers in plain operations on whole logits: differentiable twice, traceable, and what tests go by."""
     logits = torch.nn.functional.linear(problem.hidden, problem.weight, problem.bias)
-    logits = logits.to(_working_dtype(logits.dtype))
-    spec = problem.spec
-    if spec.softcap is not None:
-        logits = spec.softcap * torch.tanh(logits / spec.softcap)
-    lse = logits.logsumexp(-1)
-    ce = torch.nn.functional.cross_entropy(logits, problem.target, reduction="none")
-    away = None
-    if spec.shares is not None:
-        away = -(logits.log_softmax(-1) * spec.shares).sum(-1)
-    offered = {name: ROW_STATISTICS[name](logits.detach(), -1) for name in sorted(spec.offered)}
-    return Rows(ce, lse, away, **offered)
+    return plain_rows(logits.to(working_dtype(logits.dtype)), problem.target, problem.spec)
 
 
 # a chunk
@@ -120,7 +68,7 @@ class Work:
         self.problem = problem
         self.size = min(chunk_rows(problem), max(1, self._number()))
         like, classes = problem.hidden, problem.weight.shape[0]
-        self.working = _working_dtype(like.dtype)
+        self.working = working_dtype(like.dtype)
         self.raw = torch.empty(self.size, classes, dtype=like.dtype, device=like.device)
         self.same = self.working == like.dtype
         self.soft = self.raw if self.same else torch.empty_like(self.raw, dtype=self.working)
@@ -148,54 +96,16 @@ class Work:
             torch.addmm(problem.bias.detach(), hidden, self.columns, out=raw)
         if not self.same:
             soft.copy_(raw)
-        if self.bent is not None and spec.softcap is not None:
-            bent = torch.tanh(soft.div_(spec.softcap), out=self.bent[: len(target)])
-            torch.mul(bent, spec.softcap, out=soft)
-        high = soft.amax(1, keepdim=True)
-        soft.sub_(torch.where(high.isfinite(), high, 0.0))
-        at = soft.gather(1, target.unsqueeze(1)).squeeze(1)
-        mean = None if spec.shares is None else soft @ spec.shares
-        high = high.squeeze(1)
-        top = top_entropy(soft) if "top_entropy" in spec.offered else None
-        if "entropy" in spec.offered:
-            shifted = soft.clone()
-            total = soft.exp_().sum(1)
-            entropy = total.log() - shifted.mul_(soft).nan_to_num_(nan=0.0).sum(1) / total
-        else:
-            total, entropy = soft.exp_().sum(1), None
-        log_total = total.log()
-        away = None if mean is None or spec.shares is None else spec.shares.sum() * log_total - mean
-        return Rows(log_total - at, high + log_total, away, entropy, top), total, hidden, target
+        bent = None if self.bent is None else self.bent[: len(target)]
+        found, total = numbers_in_place(soft, target, spec, bent)
+        return found, total, hidden, target
 
-    def backward(
-        self,
-        found: Rows,
-        total: Tensor,
-        slopes: tuple[Tensor | None, Tensor | None, Tensor | None],
-        target: Tensor,
-    ) -> Tensor:
+    def backward(self, found: Rows, total: Tensor, by: Derivatives, target: Tensor) -> Tensor:
         """The gradient on the logits ``(rows, V)``, in the dtype of the matrix product, in a buffer."""
-        spec, soft = self.problem.spec, self.soft[: len(target)]
-        by_ce, by_lse, by_away = slopes
-        other = by_lse
-        if by_away is not None and spec.shares is not None:
-            whole = by_away * spec.shares.sum()
-            other = whole if other is None else other + whole
-        ce = by_ce if by_ce is not None else torch.zeros_like(total)
-        at = ce * torch.expm1(-found.ce)  # p - 1 where p is near 1 would cancel
-        if other is not None:
-            at = at + other * torch.exp(-found.ce)
-        everywhere = ce if other is None else ce + other
-        soft.mul_((everywhere / total).unsqueeze(1))
-        soft.scatter_(1, target.unsqueeze(1), at.unsqueeze(1))
-        if by_away is not None and spec.shares is not None:
-            soft.addr_(by_away, spec.shares, alpha=-1.0)
-        if self.bent is not None:
-            bent = self.bent[: len(target)]
-            soft.mul_(bent.square_().neg_().add_(1.0))
-        if self.same:
-            return soft
-        return self.raw[: len(target)].copy_(soft)
+        number = len(target)
+        bent = None if self.bent is None else self.bent[:number]
+        soft = slope_in_place(self.soft[:number], total, found.ce, by, target, self.problem.spec, bent)
+        return soft if self.same else self.raw[:number].copy_(soft)
 
 
 class Slopes:
@@ -203,7 +113,7 @@ class Slopes:
 
     def __init__(self, problem: Linear, wanted: tuple[bool, bool, bool]) -> None:
         hidden, weight, bias = problem.tensors
-        working = _working_dtype(weight.dtype)
+        working = working_dtype(weight.dtype)
         self.problem, self.working = problem, working
         self.hidden = torch.zeros_like(hidden) if wanted[0] else None
         self.weight = torch.zeros_like(weight, dtype=working) if wanted[1] else None
@@ -240,9 +150,6 @@ def _plain_autocast(device: torch.device) -> Any:
 
 
 # one pass
-
-Derivatives = tuple[Tensor | None, Tensor | None, Tensor | None]
-"""By ``ce``, ``lse`` and ``away`` of some rows or of all."""
 
 
 @torch.no_grad()
@@ -281,7 +188,7 @@ def slopes_by(problem: Linear, wanted: tuple[bool, bool, bool], by: Derivatives)
     if not some:
         return slopes
     kept = with_slope(torch.stack(some).any(0) if len(some) > 1 else some[0], problem.kept)
-    plain = replace(problem, kept=kept, spec=replace(problem.spec, offered=frozenset()))
+    plain = replace(problem, kept=kept, spec=problem.spec.without_offers())
     with _plain_autocast(problem.hidden.device):
         work = Work(plain)
         for rows in work.chunks(kept):
@@ -308,12 +215,8 @@ def rows_of(problem: Linear) -> Rows:
 
 
 def _nothing(problem: Linear) -> Rows:
-    """All numbers 0."""
-    working, spec = _working_dtype(problem.hidden.dtype), problem.spec
-    wanted = (True, True, spec.shares is not None, "entropy" in spec.offered, "top_entropy" in spec.offered)
-    number = problem.hidden.shape[0]
-    found = [problem.hidden.new_zeros(number, dtype=working) if want else None for want in wanted]
-    return Rows(*found)  # type: ignore[arg-type]
+    like = problem.hidden.new_empty(0, dtype=working_dtype(problem.hidden.dtype))
+    return Rows.nothing(like, problem.hidden.shape[0], problem.spec)
 
 
 def _numbers(problem: Linear) -> Rows:
