@@ -1,7 +1,10 @@
 """Hidden states times a vocabulary matrix: chunked equals dense, for every weighting, and never holds the logits."""
 
 import copy
+import inspect
 import math
+import sys
+import types
 
 import hypothesis.strategies as st
 import pytest
@@ -496,9 +499,9 @@ def test_evaluation_makes_no_gradient_and_small_batches_go_the_plain_way():
         value = objective(hidden, weight, labels)
     assert count.number == 2
     torch.testing.assert_close(value, objective(hidden, weight, labels).detach(), rtol=1e-14, atol=0)
-    assert LinearCausalLM()._chunked(hidden, weight, labels) is False
+    assert LinearCausalLM()._in_parts(hidden, weight, labels) is False
     many = torch.empty(40000, 40, 1), torch.empty(32000, 1), torch.empty(40000, 40)
-    assert LinearCausalLM()._chunked(*many) is True
+    assert LinearCausalLM()._in_parts(*many) is True
 
 
 # who looks on
@@ -565,6 +568,87 @@ def test_torchs_own_operation_behind_the_same_name():
     }.items():
         with pytest.raises(ValueError, match=f"impl='torch' has no {name}"):
             Objective(LinearCausalLM(impl="torch", **options))(*inputs)
+
+
+PEERS = {
+    "liger": ("liger_kernel.transformers", "LigerFusedLinearCrossEntropyLoss"),
+    "cut_cross_entropy": ("cut_cross_entropy", "linear_cross_entropy"),
+}
+
+
+def stand_in(impl):
+    """A module with the peer's signature and the formula."""
+    found = types.ModuleType(impl)
+
+    class LigerFusedLinearCrossEntropyLoss:
+        def __init__(self, *, reduction, softcap):
+            assert reduction == "none"
+            self.softcap = softcap
+
+        def __call__(self, lin_weight, _input, target, bias=None):
+            return plain(functional.linear(_input, lin_weight, bias), target, self.softcap)
+
+    def linear_cross_entropy(e, c, targets, ignore_index=-100, softcap=None, reduction="mean", *, filter_eps="high"):
+        assert (reduction, filter_eps) == ("none", None)
+        return plain(functional.linear(e, c), targets, softcap)
+
+    def plain(logits, target, softcap):
+        logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+        return functional.cross_entropy(logits, target, reduction="none")
+
+    found.LigerFusedLinearCrossEntropyLoss = LigerFusedLinearCrossEntropyLoss
+    found.linear_cross_entropy = linear_cross_entropy
+    return found
+
+
+@pytest.mark.parametrize("impl", list(PEERS))
+def test_other_libraries_operations(impl, monkeypatch):
+    """With a stand-in of the same signature: what they are given, and that ignored rows never reach them."""
+    module, _ = PEERS[impl]
+    hidden, weight, bias, labels = case()
+    meta = {"bias": bias} if impl == "liger" else {}
+    monkeypatch.setitem(sys.modules, module.split(".")[0], stand_in(impl))
+    monkeypatch.setitem(sys.modules, module, stand_in(impl))
+    dirty = hidden.detach().clone()
+    dirty[:, :-1][labels[:, 1:] == -100] = math.nan
+    for by in (None, Focal(2.0), KLDRO(1.0)):
+        for softcap in (None, 4.0):
+            expected = slopes(
+                Objective(LinearCausalLM(impl="dense", softcap=softcap), by), (hidden, weight, labels), **meta
+            )
+            other = Objective(LinearCausalLM(impl=impl, softcap=softcap), by)
+            agree(expected, slopes(other, (dirty.requires_grad_(), weight, labels), **meta), 1e-12)
+    with pytest.raises(ValueError, match=f"impl='{impl}' has no label_smoothing"):
+        Objective(LinearCausalLM(impl=impl, label_smoothing=0.1))(hidden, weight, labels)
+
+
+def test_other_libraries_that_are_not_there(monkeypatch):
+    hidden, weight, bias, labels = case()
+    monkeypatch.setitem(sys.modules, "cut_cross_entropy", None)
+    with pytest.raises(ValueError, match="needs the package cut-cross-entropy"):
+        Objective(LinearCausalLM(impl="cut_cross_entropy"))(hidden, weight, labels)
+    with pytest.raises(ValueError, match="has no bias"):
+        Objective(LinearCausalLM(impl="cut_cross_entropy"))(hidden, weight, labels, bias=bias)
+
+
+@pytest.mark.parametrize(("impl", "module", "name"), [(impl, *where) for impl, where in PEERS.items()])
+def test_other_libraries_have_the_signature_that_is_used(impl, module, name):
+    """Where they are installed; their kernels need a device."""
+    found = getattr(pytest.importorskip(module, exc_type=ImportError), name)
+    parameters = inspect.signature(found).parameters
+    assert {"reduction", "softcap"} <= set(parameters), impl
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*")
+def test_compiled_chunks():
+    """The passes over a chunk by torch.compile, for chunks of two sizes, with everything that a chunk may hold."""
+    inputs = [case()[i] for i in (0, 1, 3)]
+    for by, options in ((Focal(2.0), {}), (KLDRO(1.0), {"softcap": 3.0, "label_smoothing": 0.1, "z_loss": 0.1})):
+        dense, compiled = (
+            Objective(LinearCausalLM(impl=impl, chunk_rows=4, **options), by) for impl in ("dense", "compiled")
+        )
+        agree(slopes(dense, inputs), slopes(compiled, inputs), 1e-11)
 
 
 def test_named_objectives_change_their_criterion():

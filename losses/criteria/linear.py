@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, Literal, final, get_args
 
 import torch
 from torch import Tensor
@@ -14,13 +14,13 @@ from reweigh.weighting.frequency import ClassTable, Values
 from reweigh.weighting.schedules import Schedule
 from reweigh.weighting.terms import LossTerms
 
+from ..kernels.foreign import FOREIGN, foreign_rows
 from ..kernels.linear import Linear, compact, dense_rows, rows_of
 from ..kernels.rows import ROW_STATISTICS, Rows, Spec, working_dtype
 from .base import _kind, expand_mask, is_index
 from .rows import RowTerms, moved_up
 
-Implementation = Literal["auto", "chunked", "dense", "torch"]
-IMPLEMENTATIONS = ("auto", "chunked", "dense", "torch")
+Implementation = Literal["auto", "chunked", "compiled", "dense", "torch", "liger", "cut_cross_entropy"]
 
 SMALL = 2**20
 """Logits up to which a batch is small enough to hold them all, with graph."""
@@ -80,7 +80,7 @@ class _LinearSoftmax(RowTerms):
         super().__init__(weight, ignore_index, label_smoothing, None, validate)
         self.softcap = None if softcap is None else check_number(self, "softcap", softcap, low=0.0, open_low=True)
         self.z_loss = check_number(self, "z_loss", z_loss, low=0.0)
-        self.impl = check_choice(self, "impl", impl, IMPLEMENTATIONS)
+        self.impl = check_choice(self, "impl", impl, get_args(Implementation))
         self.chunk_rows = None if chunk_rows is None else check_whole(self, "chunk_rows", chunk_rows, low=1)
 
     def _checked_inputs(self, inputs: tuple[Any, ...], bias: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
@@ -122,27 +122,30 @@ class _LinearSoftmax(RowTerms):
             target = target.masked_fill(~valid, 0)
         self._check_labels(target, weight.shape[0])
         kept = None
-        if self._chunked(hidden, weight, target):
+        if self._in_parts(hidden, weight, target):
             kept = compact(valid)
         if valid is not None and kept is None:  # rows that do not count are computed: nothing they hold may spread
             hidden = hidden.masked_fill(~valid.unsqueeze(1), 0.0)
         shares = self._shares(weight.shape[0], weight.new_empty((), dtype=working_dtype(weight.dtype)))
-        spec = Spec(self.softcap, shares, offered, self.chunk_rows)
+        spec = Spec(self.softcap, shares, offered, self.chunk_rows, self.impl == "compiled")
         return Deferred(self, Linear(hidden, weight, bias, target, kept, spec), first)  # type: ignore[arg-type]
 
-    def _chunked(self, hidden: Tensor, weight: Tensor, target: Tensor) -> bool:
+    def _in_parts(self, hidden: Tensor, weight: Tensor, target: Tensor) -> bool:
+        """Whether logits are not held: neither asked for, nor needed by whoever looks on."""
         plain = hidden.is_meta or watched() or forward_ad._current_level >= 0
-        plain = plain or any(type(t) not in (Tensor, torch.nn.Parameter) for t in (hidden, weight))
-        if plain or self.impl in ("dense", "torch"):
+        if plain or any(type(t) not in (Tensor, torch.nn.Parameter) for t in (hidden, weight)):
             return False
-        return self.impl == "chunked" or target.numel() * weight.shape[0] > SMALL
+        return self.impl != "dense" and (self.impl != "auto" or target.numel() * weight.shape[0] > SMALL)
+
+    def _chunked(self, problem: Linear) -> bool:
+        return self.impl not in FOREIGN and self._in_parts(problem.hidden, problem.weight, problem.target)
 
     def _row_numbers(self, deferred: Deferred) -> Rows:
         problem = deferred.problem
-        if self._chunked(problem.hidden, problem.weight, problem.target):
+        if self._chunked(problem):
             return deferred.rows()
-        if self.impl == "torch" and not watched() and not problem.hidden.is_meta:
-            return _torch_rows(self, problem)
+        if self._in_parts(problem.hidden, problem.weight, problem.target):
+            return foreign_rows(self, self.impl, problem, self.z_loss)
         return dense_rows(problem)
 
     def _finished(
@@ -151,7 +154,7 @@ class _LinearSoftmax(RowTerms):
         problem = deferred.problem
         like = problem.hidden.new_empty(0, dtype=working_dtype(problem.hidden.dtype))
         terms = self._laid_out(problem.target, problem.weight.shape[0], like, shape, valid, deferred.first)
-        if defer is not None and self._chunked(problem.hidden, problem.weight, problem.target):
+        if defer is not None and self._chunked(problem):
             defer.append(deferred)
             return terms
         return self._placed(terms, deferred.assembled(self._row_numbers(deferred)), deferred.first)
@@ -165,35 +168,6 @@ def _one_dtype(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Ten
         dtype = torch.promote_types(hidden.dtype, weight.dtype)
         dtype = dtype if bias is None else torch.promote_types(dtype, bias.dtype)
     return hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-
-
-def _torch_rows(owner: _LinearSoftmax, problem: Linear) -> Rows:
-    """The chunked operation of torch, where it says all that is asked for."""
-    functional, nn = torch.nn.functional, torch.nn
-    if not hasattr(functional, "linear_cross_entropy") or not hasattr(nn, "LinearCrossEntropyOptions"):
-        raise ValueError(
-            f"{type(owner).__name__}: impl='torch' needs torch.nn.functional.linear_cross_entropy (torch 2.13), "
-            f"got torch {torch.__version__}"
-        )
-    spec = problem.spec
-    lacking = {
-        "softcap": spec.softcap is not None,
-        "label_smoothing": spec.shares is not None,
-        "z_loss": owner.z_loss > 0.0,
-        "a weighting by entropy": bool(spec.offered),
-    }
-    for name, asked in lacking.items():
-        if asked:
-            raise ValueError(f"{type(owner).__name__}: impl='torch' has no {name}; use impl='auto'")
-    ce = functional.linear_cross_entropy(
-        problem.hidden,
-        problem.weight,
-        problem.target,
-        linear_bias=problem.bias,
-        reduction="none",
-        options=nn.LinearCrossEntropyOptions(),
-    )
-    return Rows(ce.to(torch.promote_types(ce.dtype, torch.float32)), torch.zeros_like(ce))
 
 
 @final
@@ -222,10 +196,13 @@ class LinearCrossEntropy(_LinearSoftmax):
         label_smoothing: Share s of the uniform target, in [0, 1], or a schedule.
         softcap: c > 0, or ``None``.
         z_loss: Factor > 0 of the squared log-partition; 0 for none. Not multiplied by ``weight``.
-        impl: ``"chunked"``: as told above. ``"dense"``: all logits, in plain operations; can be differentiated twice.
-            ``"torch"``: ``torch.nn.functional.linear_cross_entropy`` (torch 2.13), slower and a little leaner.
-            ``"auto"``: chunked for more than a million logits; dense below, and under ``torch.compile``,
-            ``torch.func``, forward-mode differentiation and tensor subclasses (DTensor).
+        impl: ``"chunked"``: as told above. ``"compiled"``: the same, with a chunk's softmax and gradient compiled by
+            ``torch.compile``, which takes half a minute at first and pays on devices. ``"dense"``: all logits, in plain
+            operations; can be differentiated twice. ``"torch"`` (``torch.nn.functional.linear_cross_entropy``, torch
+            2.13), ``"liger"`` (Liger-Kernel) and ``"cut_cross_entropy"`` make the rows' losses with another library's
+            operation, which makes logits again in backward: four products under any weighting. ``"auto"``: chunked for
+            more than a million logits; dense below. Whatever is asked for, logits are held under ``torch.compile``,
+            ``torch.func``, forward-mode differentiation and for tensor subclasses (DTensor).
         chunk_rows: Rows of logits held at a time; ``None`` for what fits 32 MiB (CPU) or 512 MiB (device).
         validate: As in :class:`~reweigh.losses.CrossEntropy`.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -97,15 +98,23 @@ class Work:
         if not self.same:
             soft.copy_(raw)
         bent = None if self.bent is None else self.bent[: len(target)]
-        found, total = numbers_in_place(soft, target, spec, bent)
+        numbers = _compiled(numbers_in_place) if spec.compiled else numbers_in_place
+        found, total = numbers(soft, target, spec, bent)
         return found, total, hidden, target
 
     def backward(self, found: Rows, total: Tensor, by: Derivatives, target: Tensor) -> Tensor:
         """The gradient on the logits ``(rows, V)``, in the dtype of the matrix product, in a buffer."""
         number = len(target)
         bent = None if self.bent is None else self.bent[:number]
-        soft = slope_in_place(self.soft[:number], total, found.ce, by, target, self.problem.spec, bent)
+        spec = self.problem.spec
+        slope = _compiled(slope_in_place) if spec.compiled else slope_in_place
+        soft: Tensor = slope(self.soft[:number], total, found.ce, by, target, spec, bent)
         return soft if self.same else self.raw[:number].copy_(soft)
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=True)
 
 
 class Slopes:

@@ -54,6 +54,8 @@ class Spec:
     """``"entropy"``, ``"top_entropy"`` or both."""
     rows: int | None = None
     """Rows of a chunk; ``None`` for what fits a budget."""
+    compiled: bool = False
+    """Whether ``torch.compile`` makes the passes over a chunk."""
 
     def without_offers(self) -> Spec:
         """The same without the statistics that are asked for."""
