@@ -16,20 +16,26 @@ from .metrics import (
 from .monitor import WeightingMonitor
 from .probe import ValidationProbe
 from .statistics import FitStatistics
+from .token_metrics import DistinctN, RareTokenAccuracy, Repetition, TokenFrequencyLoss, frequency_bins
 from .two_stage import JustTrainTwice, LearningFromFailure
 
 __all__ = [
+    "DistinctN",
     "EffectiveSampleSize",
     "FitStatistics",
     "GradientBalancing",
     "GroupAccuracy",
     "JustTrainTwice",
     "LearningFromFailure",
+    "RareTokenAccuracy",
+    "Repetition",
     "SplitAccuracy",
+    "TokenFrequencyLoss",
     "ValidationProbe",
     "WeightEntropy",
     "WeightingCallback",
     "WeightingMonitor",
     "WorstClassRecall",
     "WorstGroupAccuracy",
+    "frequency_bins",
 ]

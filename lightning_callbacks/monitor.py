@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
@@ -16,6 +16,7 @@ from reweigh.weighting.dynamics import Dynamic
 from reweigh.weighting.terms import LossTerms
 
 from ._base import PREFIX, LightningCallback, named_dynamics, summaries
+from .token_metrics import frequency_bins
 
 _SUMS = 5
 """Entries of a window's sums before the per-class ones: n, n l, n w l, n w, n w^2."""
@@ -26,8 +27,8 @@ _ROWS = 3
 class _Window:
     """Sums over the terms that an objective has seen since the last row. They stay on the loss's device."""
 
-    def __init__(self, tasks: tuple[str, ...] = ()) -> None:
-        self.tasks = tasks
+    def __init__(self, tasks: tuple[str, ...] = (), *, unweighted: bool = False) -> None:
+        self.tasks, self.unweighted = tasks, unweighted
         self.sums: Tensor | None = None
         self.classes: Tensor | None = None
 
@@ -38,7 +39,7 @@ class _Window:
         seen = counts * weight
         new = torch.stack([part.sum() for part in (counts, counts * loss, seen * loss, seen, seen * weight)])
         self.sums = new if self.sums is None else self.sums + new
-        if weights is None or terms.category is None or terms.num_classes is None:
+        if terms.category is None or terms.num_classes is None or (weights is None and not self.unweighted):
             return
         at = terms.spread(terms.category).expand_as(loss).reshape(-1)
         if isinstance(objective, MultiTaskLoss):
@@ -82,6 +83,9 @@ class WeightingMonitor(LightningCallback):
     ``class_weight/<c>``           :math:`\sum_{i\in c} n w / \sum_{i\in c} n`, for classes that were seen
     ``task_weight/<task>``         the same for the tasks of a :class:`~reweigh.losses.MultiTaskLoss`
     ``task_loss/<task>``           its mean unweighted loss, in its own units
+    ``bin_loss/<b>``               with ``token_counts``: :math:`\sum_{i\in b} n\ell / \sum_{i\in b} n` over the tokens
+                                   of bin b, from 0, the rarest (:func:`~reweigh.lightning_callbacks.frequency_bins`)
+    ``bin_weight/<b>``             their mean weight
     =============================  ==================================================================================
 
     Class weights inside a criterion (torch's ``weight``) belong to :math:`\ell`, not to :math:`w`.
@@ -100,6 +104,8 @@ class WeightingMonitor(LightningCallback):
         every_n_steps: Optimizer steps per row, >= 1. Default 50.
         warn_below: Effective share that is too small, in [0, 1]; 0 never warns. Default 0.1.
         max_entries: Vectors and class tables with more entries are given by their min, mean and max. Default 16.
+        token_counts: How often each class (token) occurs, ``(V,)``, for losses and weights by frequency. Default none.
+        bins: Number of frequency bins of equal shares of the running text, >= 1. Default 5.
 
     Example:
         >>> monitor = WeightingMonitor(every_n_steps=10)  # in the Trainer's callbacks
@@ -107,8 +113,17 @@ class WeightingMonitor(LightningCallback):
         []
     """
 
-    def __init__(self, every_n_steps: int = 50, *, warn_below: float = 0.1, max_entries: int = 16) -> None:
+    def __init__(
+        self,
+        every_n_steps: int = 50,
+        *,
+        warn_below: float = 0.1,
+        max_entries: int = 16,
+        token_counts: Sequence[float] | Tensor | None = None,
+        bins: int = 5,
+    ) -> None:
         super().__init__()
+        self.bin_of = None if token_counts is None else frequency_bins(token_counts, bins)
         self.every_n_steps = check_whole(self, "every_n_steps", every_n_steps, low=1)
         self.warn_below = check_number(self, "warn_below", warn_below, low=0.0, high=1.0)
         self.max_entries = check_whole(self, "max_entries", max_entries, low=1)
@@ -161,7 +176,8 @@ class WeightingMonitor(LightningCallback):
         self._found = list(named_dynamics(root))
         for path, module in self._found:
             if isinstance(module, Objective):
-                self._windows[path] = window = _Window(module.tasks if isinstance(module, MultiTaskLoss) else ())
+                tasks = module.tasks if isinstance(module, MultiTaskLoss) else ()
+                self._windows[path] = window = _Window(tasks, unweighted=self.bin_of is not None)
                 self._stops.append(module.watch(window))
 
     def _let_go(self) -> None:
@@ -212,6 +228,9 @@ class WeightingMonitor(LightningCallback):
             f"{name}/effective_share": effective / size,
             f"{name}/num_terms": size,
         }
+        if self.bin_of is not None and num_classes == len(self.bin_of):
+            rows = torch.tensor(sums[_SUMS:]).reshape(_ROWS, num_classes)
+            row.update(self._by_bin(name, rows))
         counts, weights, losses = (sums[_SUMS + k * num_classes : _SUMS + (k + 1) * num_classes] for k in range(_ROWS))
         means = {c: w / n for c, (n, w) in enumerate(zip(counts, weights, strict=True)) if n > 0}
         if tasks := self._windows[path].tasks:
@@ -224,6 +243,18 @@ class WeightingMonitor(LightningCallback):
             spread["mean"] = sum(means.values()) / len(means)
             row.update({f"{name}/class_weight/{key}": value for key, value in spread.items()})
         return row
+
+    def _by_bin(self, name: str, rows: Tensor) -> dict[str, float]:
+        """Loss and weight of rare and of frequent tokens apart, for bins that were seen."""
+        assert self.bin_of is not None
+        bins = int(self.bin_of.max()) + 1
+        counts, weights, losses = rows.new_zeros(_ROWS, bins).index_add(1, self.bin_of, rows).tolist()
+        found: dict[str, float] = {}
+        for place, number in enumerate(counts):
+            if number > 0:
+                found[f"{name}/bin_loss/{place}"] = losses[place] / number
+                found[f"{name}/bin_weight/{place}"] = weights[place] / number
+        return found
 
     def _warn(self, row: dict[str, float]) -> None:
         for name, share in row.items():

@@ -10,9 +10,13 @@ import torch
 import torch.distributed as dist
 
 from reweigh.lightning_callbacks import (
+    DistinctN,
     EffectiveSampleSize,
     GroupAccuracy,
+    RareTokenAccuracy,
+    Repetition,
     SplitAccuracy,
+    TokenFrequencyLoss,
     WeightEntropy,
     WorstClassRecall,
     WorstGroupAccuracy,
@@ -42,6 +46,10 @@ def made():
         "share": EffectiveSampleSize(share=True),
         "entropy": WeightEntropy(),
         "kl": WeightEntropy(kind="kl"),
+        "frequency_loss": TokenFrequencyLoss(COUNTS, 2),
+        "rare": RareTokenAccuracy(COUNTS, at_most=40, shift=False),
+        "distinct": DistinctN(3),
+        "repetition": Repetition(2),
     }
 
 
@@ -49,8 +57,12 @@ def arguments(name, rows):
     logits, target, group, weights = (value[rows] for value in data())
     if name in ("group", "worst_group"):
         return logits, target, group
-    if name in ("worst_class", "split"):
+    if name in ("worst_class", "split", "rare"):
         return logits, target
+    if name == "frequency_loss":
+        return weights, target
+    if name in ("distinct", "repetition"):
+        return (torch.randint(4, (SIZE, 7), generator=torch.Generator().manual_seed(5))[rows],)
     return weights, target != 1
 
 
