@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -14,7 +15,8 @@ from reweigh.weighting.schedules import Schedule, value_of
 from reweigh.weighting.terms import NEUTRAL_LOG_PT, LossTerms, mask_out
 
 from ..kernels.dense import lean, rows_of_logits
-from ..kernels.rows import ROW_STATISTICS, Spec, working_dtype
+from ..kernels.rows import ROW_STATISTICS, Rows, Spec, working_dtype
+from ..kernels.sharded import class_shard, rows_of_shard, sharded
 from ..logits import LogitTransform
 from .base import _kind, expand_mask, floating, is_index, upcast
 from .probability import along, expected, times
@@ -45,8 +47,21 @@ class SoftmaxCriterion(RowTerms):
         classes, like = logits.shape[1], logits.new_empty(0, dtype=working_dtype(logits.dtype))
         spec = Spec(shares=self._shares(classes, like), offered=offered)
         terms = self._laid_out(target, classes, like, shape, valid, first)
-        found = rows_of_logits(logits, target, counted, spec)
+        found = self._over_ranks(logits, target, counted, spec)
+        if found is None:
+            found = rows_of_logits(logits, target, counted, spec)
         return self._placed(terms, self._assembled(found, target, classes), first)
+
+    def _over_ranks(self, logits: Tensor, target: Tensor, counted: Tensor | None, spec: Spec) -> Rows | None:
+        """The numbers of rows whose classes are spread over ranks (DTensor), ``None`` for other logits."""
+        part = class_shard(logits, 1)
+        if part is None:
+            return None
+        if "top_entropy" in spec.offered:
+            raise ValueError(f"{type(self).__name__}: top_entropy needs whole rows of logits, got sharded classes")
+        local, begin, group = part
+        shares = None if spec.shares is None else spec.shares[begin : begin + local.shape[1]]
+        return rows_of_shard(local, target, counted, replace(spec, shares=shares), begin, group)
 
     def _indexed(
         self,
@@ -63,7 +78,7 @@ class SoftmaxCriterion(RowTerms):
         if valid is not None:
             target = target.masked_fill(~valid, 0)
         self._check_labels(target, classes)
-        if self.logits is None and logits.ndim == 2 and lean(logits):
+        if self.logits is None and logits.ndim == 2 and (lean(logits) or sharded(logits)):
             return self._lean(logits, target, valid, target.shape, valid, 0, offered)
         logits = upcast(self, "logits", logits)
         if valid is not None:

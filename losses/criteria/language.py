@@ -14,6 +14,7 @@ from reweigh.weighting.terms import NEUTRAL_LOG_PT, LossTerms
 
 from ..kernels.dense import lean
 from ..kernels.rows import ROW_STATISTICS
+from ..kernels.sharded import sharded
 from ..logits import LogitTransform
 from .base import _kind, expand_mask, floating, is_index
 from .element import SoftmaxCriterion
@@ -91,7 +92,7 @@ class CausalLM(SoftmaxCriterion):
         if mask is not None:
             mask = expand_mask(self, mask, labels.shape)
         first = int(self.shift and labels.shape[1] > 0)
-        if self.lean(logits):
+        if self.lean(logits) or (self.logits is None and sharded(logits)):
             return self._whole(logits, labels.long(), mask, first, offered)
         if first:
             logits, labels = logits[:, :-1], labels[:, 1:]
