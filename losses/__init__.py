@@ -28,6 +28,7 @@ from .criteria import (
     SelfAdjustingDice,
     StackedLosses,
     TaskLosses,
+    packed_position_ids,
 )
 from .gradient_balancing import GradientBalancer
 from .language import PowerLawDecayLoss, TLDRLoss
@@ -158,6 +159,7 @@ __all__ = [
     "WeightedMean",
     "from_torchjd",
     "functional",
+    "packed_position_ids",
     "posthoc_logit_adjustment",
     "scores",
     "strip",

@@ -188,15 +188,19 @@ class BatchMean(Reduction):
     name = "batch_mean"
 
     def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor | float]:
-        return terms.times(weighted).sum(), _per_sample(terms.fold(terms.counts())).amax(-1).sum()
+        counts = terms.fold(terms.counts())
+        if (packed := _packed(terms)) is not None:
+            return terms.times(weighted).sum(), _largest(counts.reshape(-1), packed).sum()
+        return terms.times(weighted).sum(), _per_sample(counts).amax(-1).sum()
 
 
 @final
 class SequenceMean(Reduction):
     """Mean over sequences of each sequence's mean, so that long and short ones count the same.
 
-    ``sample_weight`` of shape ``(S[0],)`` counts whole sequences, one of shape ``(*S)`` counts terms within them. As a
-    criterion of an outer objective it hands on one term per sequence.
+    Where rows are packed of several sequences (``position_ids=`` of the language-model criteria), each of those counts
+    the same. ``sample_weight`` of shape ``(S[0],)`` counts whole sequences, one of shape ``(*S)`` counts terms within
+    them. As a criterion of an outer objective it hands on one term per sequence.
 
     Args:
         weighted: Divide each sequence by its weights: sum_t(m w l) / sum_t(m w n), so that only their ratios matter.
@@ -214,6 +218,8 @@ class SequenceMean(Reduction):
     def lift(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> LossTerms:
         if terms.loss.ndim == 0:
             raise ValueError("reduction 'sequence_mean' needs loss terms with at least one dimension, got a scalar")
+        if _packed(terms) is not None:
+            raise ValueError("reduction 'sequence_mean' hands on one term per row, and rows hold several sequences")
         whole = terms.multiplicity is not None and terms.multiplicity.ndim == 1
         inner = terms._replace(multiplicity=None) if whole else terms
         numerator = _per_sample(inner.times(weighted)).sum(-1)
@@ -231,8 +237,25 @@ class SequenceMean(Reduction):
         )
 
     def parts(self, weighted: Tensor, weights: Tensor | None, terms: LossTerms) -> tuple[Tensor, Tensor | float]:
+        packed = _packed(terms)
+        if packed is not None:
+            return self._of_packed(weighted, weights, terms, packed)
         level = self.lift(weighted, weights, terms)
         return level.times(level.loss).sum(), level.counts().sum()
+
+    def _of_packed(
+        self, weighted: Tensor, weights: Tensor | None, terms: LossTerms, packed: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        whole = terms.multiplicity is not None and terms.multiplicity.ndim == 1
+        inner = terms._replace(multiplicity=None) if whole else terms
+        times = terms.counts() if whole else (terms.counts() > 0).to(terms.loss.dtype)
+        mass = _mass(inner)
+        if self.weighted and weights is not None:
+            mass = mass * weights
+        size = segment_sum(mass.reshape(-1), packed)
+        each = inner.times(weighted).reshape(-1) / torch.where(size > 0, size, torch.ones_like(size))
+        counted = torch.where(size > 0, times.reshape(-1), 0.0)
+        return (counted * each).sum(), _largest(counted, packed).sum()
 
 
 @final
@@ -300,6 +323,18 @@ class LogMeanExp(Reduction):
         value = top + self.temperature * (total - torch.where(some, size, torch.ones_like(size)).log())
         nothing = weighted.sum() * (0.0 if self.empty == "zero" else torch.nan)
         return torch.where(some, value, nothing)
+
+
+def _packed(terms: LossTerms) -> Tensor | None:
+    """``(n,)`` numbers of the sequences that rows are packed of, ``None`` where each row is one."""
+    found = terms.find("sequence")
+    return None if found is None else terms.spread(found).expand_as(terms.loss).reshape(-1)
+
+
+def _largest(value: Tensor, key: Tensor) -> Tensor:
+    """``(n,)`` the largest value >= 0 of each key, one entry per key that occurs and 0 elsewhere."""
+    first = torch.searchsorted(key.sort().values, key)
+    return torch.zeros_like(value).scatter_reduce(0, first, value, "amax")
 
 
 def _per_sample(value: Tensor) -> Tensor:

@@ -518,11 +518,15 @@ def _keys(over: str) -> frozenset[str]:
 def sum_over(over: str, value: Tensor, terms: LossTerms, owner: object) -> Tensor:
     """Sums of ``value`` (``*S``) over the batch, each sample, each class or each group, broadcastable to ``*S``.
 
+    A sequence is a sample, or where rows are packed what the statistic ``sequence`` numbers alike.
+
     Classes and groups may have any integer names: equal ones are brought together by sorting, so no shape depends on
     the data.
     """
     if over == "batch" or value.ndim == 0:
         return value.sum()
+    if over == "sequence" and (packed := terms.find("sequence")) is not None:
+        return segment_sum(value.reshape(-1), packed.expand_as(value).reshape(-1)).reshape(value.shape)
     if over in ("sample", "sequence"):
         return value.sum(tuple(range(1, value.ndim)), keepdim=True) if value.ndim > 1 else value
     key = terms.spread(terms.need("category" if over == "class" else "group", owner))

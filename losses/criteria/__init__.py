@@ -14,6 +14,7 @@ from .pair import PairLogSumExp, PairSimilarity
 from .partial_labels import PartialLabelCrossEntropy
 from .proxy import ProxyCrossEntropy
 from .region import Overlap
+from .rows import packed_position_ids
 from .self_adjusting import SelfAdjustingDice
 from .stacked import StackedLosses
 from .task import TaskLosses
@@ -44,4 +45,5 @@ __all__ = [
     "SelfAdjustingDice",
     "StackedLosses",
     "TaskLosses",
+    "packed_position_ids",
 ]

@@ -18,7 +18,7 @@ from ..kernels.sharded import sharded
 from ..logits import LogitTransform
 from .base import _kind, expand_mask, floating, is_index
 from .element import SoftmaxCriterion
-from .rows import moved_up
+from .rows import moved_up, packed
 
 
 @final
@@ -33,6 +33,13 @@ class CausalLM(SoftmaxCriterion):
 
     Provides ``loss``, ``log_pt``, ``target`` and ``category`` (the token); ``entropy`` and ``top_entropy`` where a
     weighting needs them.
+
+    Packed rows:
+        ``position_ids=`` at the call, ``(B, T)`` counting from 0 in each sequence, tells where sequences begin: no
+        label is predicted across a border, sequence means and weights (:class:`~reweigh.losses.SequenceMean`,
+        ``pooled()``, ``TLDR(level="sequence")``) take each sequence for itself, and ``batch_mean`` divides by their
+        number.
+        :func:`packed_position_ids` makes them from ``cu_seqlens``.
 
     Args:
         shift: Logits at t predict the label at t + 1 (labels as the tokenizer gives them). False where the labels are
@@ -58,7 +65,7 @@ class CausalLM(SoftmaxCriterion):
 
     provides = frozenset({"loss", "log_pt", "target", "category"})
     offers = frozenset(ROW_STATISTICS)
-    accepts = frozenset({"offered"})
+    accepts = frozenset({"offered", "position_ids"})
     target_name = "labels"
 
     def __init__(
@@ -78,7 +85,13 @@ class CausalLM(SoftmaxCriterion):
         logits = inputs[0]
         return self.logits is None and bool(logits.is_contiguous()) and lean(logits)
 
-    def measure(self, *inputs: Any, mask: Tensor | None, offered: frozenset[str] = frozenset()) -> LossTerms:
+    def measure(
+        self,
+        *inputs: Any,
+        mask: Tensor | None,
+        position_ids: Tensor | None = None,
+        offered: frozenset[str] = frozenset(),
+    ) -> LossTerms:
         if len(inputs) != 2:
             raise TypeError(f"CausalLM: takes (logits, labels), got {len(inputs)} inputs")
         logits, labels = floating(self, "logits", inputs[0]), inputs[1]
@@ -91,6 +104,14 @@ class CausalLM(SoftmaxCriterion):
             )
         if mask is not None:
             mask = expand_mask(self, mask, labels.shape)
+        places: dict[str, Tensor] = {}
+        if position_ids is not None:
+            kept, places = packed(self, position_ids, labels.shape, shift=self.shift)
+            mask = kept if mask is None else mask & kept
+        terms = self._measured(logits, labels, mask, offered)
+        return terms._replace(extras={**places, **(terms.extras or {})}) if places else terms
+
+    def _measured(self, logits: Tensor, labels: Tensor, mask: Tensor | None, offered: frozenset[str]) -> LossTerms:
         first = int(self.shift and labels.shape[1] > 0)
         if self.lean(logits) or (self.logits is None and sharded(logits)):
             return self._whole(logits, labels.long(), mask, first, offered)

@@ -18,7 +18,7 @@ from ..kernels.foreign import FOREIGN, foreign_rows
 from ..kernels.linear import Linear, compact, dense_rows, rows_of
 from ..kernels.rows import ROW_STATISTICS, Rows, Spec, working_dtype
 from .base import _kind, expand_mask, is_index
-from .rows import RowTerms, moved_up
+from .rows import RowTerms, moved_up, packed
 
 Implementation = Literal["auto", "chunked", "compiled", "dense", "torch", "liger", "cut_cross_entropy"]
 
@@ -283,6 +283,13 @@ class LinearCausalLM(_LinearSoftmax):
     stand, ``(B, T)``, the first of each sequence masked under ``shift``; masks, sample weights and statistics given at
     the call are aligned with the labels.
 
+    Packed rows:
+        ``position_ids=`` at the call, ``(B, T)`` counting from 0 in each sequence, tells where sequences begin: no
+        label is predicted across a border, sequence means and weights (:class:`~reweigh.losses.SequenceMean`,
+        ``pooled()``, ``TLDR(level="sequence")``) take each sequence for itself, and ``batch_mean`` divides by their
+        number.
+        :func:`packed_position_ids` makes them from ``cu_seqlens``.
+
     Args:
         shift: The hidden state at t predicts the label at t + 1 (labels as the tokenizer gives them). False where the
             labels are shifted already.
@@ -313,6 +320,7 @@ class LinearCausalLM(_LinearSoftmax):
         0.493
     """
 
+    accepts = frozenset({"bias", "defer", "offered", "position_ids"})
     target_name = "labels"
 
     def __init__(
@@ -336,6 +344,7 @@ class LinearCausalLM(_LinearSoftmax):
         *inputs: Any,
         mask: Tensor | None,
         bias: Tensor | None = None,
+        position_ids: Tensor | None = None,
         defer: list[Deferred] | None = None,
         offered: frozenset[str] = frozenset(),
     ) -> LossTerms:
@@ -343,7 +352,12 @@ class LinearCausalLM(_LinearSoftmax):
         shape = labels.shape
         if labels.ndim != 2:
             raise ValueError(f"LinearCausalLM: labels must be (B, T), got {tuple(shape)}")
-        valid = self._valid(labels, None if mask is None else expand_mask(self, mask, shape))
+        mask = None if mask is None else expand_mask(self, mask, shape)
+        places: dict[str, Tensor] = {}
+        if position_ids is not None:
+            kept, places = packed(self, position_ids, shape, shift=self.shift)
+            mask = kept if mask is None else mask & kept
+        valid = self._valid(labels, mask)
         first = int(self.shift and shape[1] > 0)
         counted = valid
         if first:
@@ -357,7 +371,8 @@ class LinearCausalLM(_LinearSoftmax):
             offered,
             first,
         )
-        return self._finished(deferred, shape, valid, defer)
+        terms = self._finished(deferred, shape, valid, defer)
+        return terms._replace(extras={**places, **(terms.extras or {})}) if places else terms
 
     def example_inputs(self, batch: int = 8, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
         generator = torch.Generator().manual_seed(seed)

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from reweigh.weighting.config import owner_name
 from reweigh.weighting.schedules import value_of
 from reweigh.weighting.terms import NEUTRAL_LOG_PT, LossTerms, mask_out
 
 from ..kernels.rows import Rows
+from .base import _kind, is_index
 from .labels import _Element
 
 
@@ -89,3 +91,48 @@ def moved_up(labels: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tens
     some = torch.ones_like(labels, dtype=torch.bool) if valid is None else valid
     terms = pad(some[:, 1:], (1, 0), value=False)
     return pad(labels[:, 1:], (0, 1)), pad(some[:, 1:], (0, 1), value=False), terms
+
+
+def packed(owner: object, position_ids: Tensor, shape: torch.Size, *, shift: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    """Rows that hold several sequences: which labels may be predicted, and ``sequence`` and ``position`` of each.
+
+    A sequence begins where its position is 0 and where a row begins. No label is predicted from another sequence:
+    under ``shift`` that removes each first one; otherwise the label at t belongs to the position at t + 1.
+    """
+    if not is_index(position_ids):
+        raise TypeError(f"{owner_name(owner)}: position_ids must hold integers, got {_kind(position_ids)}")
+    if position_ids.shape != shape:
+        raise ValueError(
+            f"{owner_name(owner)}: position_ids must have the labels' shape {tuple(shape)}, "
+            f"got {tuple(position_ids.shape)}"
+        )
+    begins = position_ids == 0
+    edge = torch.zeros_like(begins[:, :1])
+    kept = ~begins if shift else ~torch.cat([begins[:, 1:], edge], 1)
+    begins = torch.cat([~edge, begins[:, 1:]], 1) if shape[1] else begins
+    sequence = begins.reshape(-1).cumsum(0).reshape(shape)
+    return kept, {"sequence": sequence, "position": position_ids.long()}
+
+
+def packed_position_ids(cu_seqlens: Tensor) -> Tensor:
+    """``position_ids (1, n)`` of sequences that lie behind each other in one row.
+
+    Args:
+        cu_seqlens: Where each begins, and the end: ascending integers from 0, ``(sequences + 1,)``.
+
+    Raises:
+        TypeError: If they are not integers.
+        ValueError: If they do not ascend from 0.
+
+    Example:
+        >>> import torch
+        >>> packed_position_ids(torch.tensor([0, 3, 5]))
+        tensor([[0, 1, 2, 0, 1]])
+    """
+    if not is_index(cu_seqlens):
+        raise TypeError(f"packed_position_ids: cu_seqlens must hold integers, got {_kind(cu_seqlens)}")
+    if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or int(cu_seqlens[0]) or bool((cu_seqlens.diff() <= 0).any()):
+        raise ValueError(f"packed_position_ids: cu_seqlens must ascend from 0, got {cu_seqlens.tolist()}")
+    lengths = cu_seqlens.diff().long()
+    starts = cu_seqlens[:-1].long().repeat_interleave(lengths)
+    return (torch.arange(len(starts), device=starts.device) - starts).unsqueeze(0)

@@ -31,7 +31,7 @@ def class_shard(logits: Tensor, dim: int) -> tuple[Tensor, int, dist.ProcessGrou
     try:
         from torch.distributed.tensor import DTensor, Replicate, Shard
     except ImportError:  # torch 2.4
-        from torch.distributed._tensor import DTensor, Replicate, Shard
+        from torch.distributed._tensor import DTensor, Replicate, Shard  # type: ignore[attr-defined]
     assert isinstance(logits, DTensor)
     split = [place for place, kind in enumerate(logits.placements) if not isinstance(kind, Replicate)]
     if not split:
