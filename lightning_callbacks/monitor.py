@@ -230,7 +230,7 @@ class WeightingMonitor(LightningCallback):
         }
         if self.bin_of is not None and num_classes == len(self.bin_of):
             rows = torch.tensor(sums[_SUMS:]).reshape(_ROWS, num_classes)
-            row.update(self._by_bin(name, rows))
+            row.update(_by_bin(name, rows, self.bin_of))
         counts, weights, losses = (sums[_SUMS + k * num_classes : _SUMS + (k + 1) * num_classes] for k in range(_ROWS))
         means = {c: w / n for c, (n, w) in enumerate(zip(counts, weights, strict=True)) if n > 0}
         if tasks := self._windows[path].tasks:
@@ -243,18 +243,6 @@ class WeightingMonitor(LightningCallback):
             spread["mean"] = sum(means.values()) / len(means)
             row.update({f"{name}/class_weight/{key}": value for key, value in spread.items()})
         return row
-
-    def _by_bin(self, name: str, rows: Tensor) -> dict[str, float]:
-        """Loss and weight of rare and of frequent tokens apart, for bins that were seen."""
-        assert self.bin_of is not None
-        bins = int(self.bin_of.max()) + 1
-        counts, weights, losses = rows.new_zeros(_ROWS, bins).index_add(1, self.bin_of, rows).tolist()
-        found: dict[str, float] = {}
-        for place, number in enumerate(counts):
-            if number > 0:
-                found[f"{name}/bin_loss/{place}"] = losses[place] / number
-                found[f"{name}/bin_weight/{place}"] = weights[place] / number
-        return found
 
     def _warn(self, row: dict[str, float]) -> None:
         for name, share in row.items():
@@ -333,3 +321,14 @@ class WeightingMonitor(LightningCallback):
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's palette, which colour-blind readers can tell apart, without the yellow that paper swallows."""
 _DASHES = ("-", "--", ":")
+
+
+def _by_bin(name: str, rows: Tensor, bin_of: Tensor) -> dict[str, float]:
+    """Loss and weight of rare and of frequent tokens apart, for bins that were seen."""
+    counts, weights, losses = rows.new_zeros(_ROWS, int(bin_of.max()) + 1).index_add(1, bin_of, rows).tolist()
+    found: dict[str, float] = {}
+    for place, number in enumerate(counts):
+        if number > 0:
+            found[f"{name}/bin_loss/{place}"] = losses[place] / number
+            found[f"{name}/bin_weight/{place}"] = weights[place] / number
+    return found
