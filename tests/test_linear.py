@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reweigh import weighting
+from reweigh import losses, weighting
 from reweigh.losses import CausalLM, LinearCausalLM, LinearCrossEntropy, Objective, TLDRLoss
 from reweigh.losses.conformance import example_meta, ready
 from reweigh.losses.kernels import linear
@@ -657,6 +657,22 @@ def test_named_objectives_change_their_criterion():
     hidden, weight, _, labels = case()
     fused = Objective(LinearCausalLM(impl="chunked", chunk_rows=4), named.weighting, named.reduction)
     torch.testing.assert_close(fused(hidden, weight, labels), named(hidden @ weight.T, labels), rtol=1e-12, atol=0)
+
+
+def test_functional_twins():
+    hidden, weight, bias, labels = case()
+    options = {"softcap": 4.0, "label_smoothing": 0.1, "z_loss": 0.01, "weight": [1.0] * 10 + [2.0]}
+    by, meta = Focal(1.0), {"bias": bias, "sample_weight": torch.tensor([1.0, 2.0, 0.0])}
+    wanted = Objective(LinearCausalLM(**options), by, "sequence_mean")(hidden, weight, labels, **meta)
+    found = losses.functional.linear_causal_lm_loss(
+        hidden, weight, labels, by, **options, **meta, impl="chunked", chunk_rows=4, reduction="sequence_mean"
+    )
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=0)
+    flat = losses.functional.linear_cross_entropy(
+        hidden.flatten(0, 1), weight, labels.flatten(), by, bias=bias, **options, impl="chunked"
+    )
+    unshifted = Objective(LinearCausalLM(shift=False, **options), by)(hidden, weight, labels, bias=bias)
+    torch.testing.assert_close(flat, unshifted, rtol=1e-12, atol=0)
 
 
 # errors

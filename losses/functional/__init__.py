@@ -3,6 +3,7 @@
 from ..logits import posthoc_logit_adjustment
 from .classification import focal_loss, sigmoid_focal_loss, sigmoid_focal_loss_star
 from .language import power_law_decay_loss, tldr_loss
+from .linear import linear_causal_lm_loss, linear_cross_entropy
 from .metric import circle_classification_loss, circle_loss, circle_similarity_loss
 from .multilabel import asymmetric_loss, asymmetric_single_label_loss
 from .robust_confidence import (
@@ -46,6 +47,8 @@ __all__ = [
     "group_dro_loss",
     "kl_dro_loss",
     "ldr_loss",
+    "linear_causal_lm_loss",
+    "linear_cross_entropy",
     "mae_loss",
     "normalized_loss",
     "partial_label_beliefs",
