@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from reweigh.weighting.terms import LossTerms
+from reweigh.weighting.terms import LossTerms, mask_out
 
 from .blocks import without_penalty
 from .criteria.linear import Deferred
@@ -109,7 +109,7 @@ def _share(objective: Objective, terms: LossTerms) -> Tensor:
         probe = torch.zeros_like(terms.loss).requires_grad_()
         above, _ = objective.reduction.summed(probe, None, terms)
         (share,) = torch.autograd.grad(above, probe, allow_unused=True)
-    return torch.zeros_like(probe) if share is None else share.detach()
+    return torch.zeros_like(probe) if share is None else mask_out(share, terms.mask, 0.0)
 
 
 class _Flat:

@@ -341,6 +341,22 @@ def test_ignored_and_masked_rows_are_never_computed():
     assert not dirty.grad[:, 4:].any()
 
 
+@pytest.mark.parametrize("by", [None, Focal(1.0) * TLDR(), KLDRO(1.0), CVaR(0.4)], ids=str)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_where_a_device_must_not_be_asked(by, reduction, monkeypatch):
+    """While a graph is recorded nobody can tell how many rows count: all are computed, and the result is the same."""
+    hidden, weight, bias, labels = case()
+    by = None if by is None else by.detach()
+    dirty = hidden.detach().clone()
+    dirty[:, :-1][labels[:, 1:] == -100] = math.nan
+    meta = {"bias": bias, "group": torch.tensor([0, 1, 0])}
+    dense, chunked = both(by, reduction)
+    wanted = slopes(dense, (hidden, weight, labels), **meta)
+    monkeypatch.setattr(linear, "unreadable", lambda _: True)
+    found = slopes(chunked, (dirty.requires_grad_(), weight, labels), **meta)
+    agree(wanted, found, 1e-12)
+
+
 @pytest.mark.parametrize("by", [None, KLDRO(1.0)], ids=str)
 def test_nothing_counts(by):
     hidden, weight, _, labels = case()
