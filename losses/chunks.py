@@ -119,9 +119,10 @@ class _Flat:
         self.deferred, self.terms = deferred, terms
         given = {"group": terms.group, "index": terms.index, "multiplicity": terms.multiplicity}
         self.given = {name: deferred.flat(value, terms) for name, value in given.items() if value is not None}
-        place = torch.arange(terms.loss.shape[-1] if terms.loss.ndim else 1, device=terms.loss.device)
         self.extras = {name: deferred.flat(value, terms) for name, value in (terms.extras or {}).items()}
-        self.extras.setdefault("position", deferred.flat(place.expand(terms.loss.shape), terms))
+        if terms.loss.ndim > 1:  # along the last dimension, which rows of the problem no longer show
+            place = torch.arange(terms.loss.shape[-1], device=terms.loss.device).expand(terms.loss.shape)
+            self.extras.setdefault("position", deferred.flat(place, terms))
 
     def at(self, rows: Tensor | slice, found: Rows) -> LossTerms:
         """The terms of some rows, all of which count."""

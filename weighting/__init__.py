@@ -36,6 +36,7 @@ from .confidence import (
 from .counting import class_counts
 from .difficulty import Focal, HardNegatives, InverseClassLoss
 from .dynamics import Dynamic, Event, drive, dynamics
+from .entropy import EntropyAdaptive, MiLe
 from .expansion import Encouraging, FocalSlope, Poly, Taylor
 from .frequency import ClassTable, ClassWeight, CountTable, EffectiveNumber, InverseFrequency, PositiveBalance
 from .functional import probability_margin
@@ -51,14 +52,17 @@ from .importance import (
 from .instance import KLDRO, ChiSquareDRO, CompositionalDRO, LossRange, Tilted
 from .noise import TransitionWeight, dirichlet_weights, resample_weights
 from .pair import CirclePacing
+from .reference import ReferenceExcess
 from .region import LossPower, VolumeBalance
 from .remembered import AdaWAC, RelativeDifficulty, SampleWeight
 from .sample import SampleTable
 from .schedules import Cosine, Linear, Piecewise, Schedule
 from .selection import CVaR, SelfPaced, SmallLoss, SuperLoss
+from .span import Given, PositionWeight, Spans, TokenMask, attention_importance, prompt_spans
 from .tasks import *  # noqa: F403
 from .terms import LossTerms
 from .token import TLDR, PowerLawDecay
+from .token_frequency import FrequencyAware, InverseDocumentFrequency
 from .tokens import token_counts
 
 __all__ = [
@@ -85,13 +89,16 @@ __all__ = [
     "EMA",
     "EffectiveNumber",
     "Encouraging",
+    "EntropyAdaptive",
     "Event",
     "Focal",
     "FocalSlope",
+    "FrequencyAware",
     "Frozen",
     "GAIRAT",
     "Gathered",
     "GeneralizedCrossEntropy",
+    "Given",
     "GroupCVaR",
     "GroupDRO",
     "GroupFrequency",
@@ -99,6 +106,7 @@ __all__ = [
     "ImportanceWeight",
     "InClasses",
     "InverseClassLoss",
+    "InverseDocumentFrequency",
     "InverseFrequency",
     "KLDRO",
     "LRAT",
@@ -107,15 +115,18 @@ __all__ = [
     "LossRange",
     "LossTerms",
     "MAIL",
+    "MiLe",
     "Normalize",
     "Piecewise",
     "Poly",
     "Pooled",
+    "PositionWeight",
     "PositiveBalance",
     "Power",
     "PowerLawDecay",
     "PredictionAgreement",
     "Product",
+    "ReferenceExcess",
     "RelativeDifficulty",
     "SampleTable",
     "SampleWeight",
@@ -125,17 +136,20 @@ __all__ = [
     "SelfInfluence",
     "SelfPaced",
     "SmallLoss",
+    "Spans",
     "Sum",
     "SuperLoss",
     "SymmetricCrossEntropy",
     "TLDR",
     "Taylor",
     "Tilted",
+    "TokenMask",
     "TransitionWeight",
     "VolumeBalance",
     "Warmup",
     "Weighting",
     "Where",
+    "attention_importance",
     "class_counts",
     "confidence_curve",
     "dirichlet_weights",
@@ -146,6 +160,7 @@ __all__ = [
     "learned_parameters",
     "log_ratio_from_classifier",
     "probability_margin",
+    "prompt_spans",
     "resample_weights",
     "token_counts",
 ]

@@ -1,0 +1,149 @@
+"""Weights by how undecided the model is: the entropy of its prediction, which criteria offer where it is needed."""
+
+from __future__ import annotations
+
+from typing import final
+
+from torch import Tensor
+
+from .base import Scope, Weighting, method
+from .config import check_number
+from .functional import mean_one_weight
+from .schedules import Schedule, check_hyper, value_of
+from .terms import LossTerms
+
+
+@method(
+    "entropy_adaptive",
+    acts_on="token",
+    paper="Entropy-Adaptive Fine-Tuning: Resolving Confident Conflicts to Mitigate Forgetting",
+    venue="arXiv 2601.02151, 2026",
+    official="hiyouga/LLaMA-Factory src/llamafactory/train/trainer_utils.py",
+    defaults={"alpha": ("1.0", "authors' code"), "scale": ("3.0", "authors' code, about ln 20")},
+    deviations=("Fewer than 20 classes are no error: all are looked at.",),
+    neutral={"alpha": 0.0},
+    examples=({}, {"alpha": 0.5, "scale": 1.0}),
+)
+@final
+class EntropyAdaptive(Weighting):
+    r"""Turn down the tokens of which the model is sure: fine-tuning that would have to change its mind forgets (EAFT).
+
+    .. math:: w_i = \Big(\frac{H_i}{h}\Big)^{\alpha}
+
+    - :math:`H_i`: entropy of the softmax over the 20 largest logits of term i
+    - h: ``scale``, about the largest :math:`\ln 20`; :math:`\alpha`: ``alpha``
+
+    Weights:
+        In [0, about 1]. Detached. ``alpha=0`` is neutral. A sure token weighs 0, whether it is right or wrong.
+
+    State and cadence:
+        None; ``update_on = "never"``. ``alpha`` may be a schedule.
+
+    Use when:
+        A model that knows much is fine-tuned on little, and must not forget: confident conflicts with the new text are
+        where it does.
+    Avoid when:
+        The model is confidently wrong, and that is what training is for.
+
+    Deviations:
+        Fewer classes than 20 are allowed.
+
+    Args:
+        alpha: :math:`\alpha` >= 0, or a schedule. Default 1.0 (authors).
+        scale: h > 0. Default 3.0 (authors).
+
+    Shapes:
+        Reads ``top_entropy`` of shape ``(*S)``, which :class:`~reweigh.losses.CausalLM`,
+        :class:`~reweigh.losses.LinearCausalLM` and :class:`~reweigh.losses.CrossEntropy` compute for it; returns
+        ``(*S)``.
+
+    Example:
+        >>> import torch
+        >>> from reweigh.losses import CausalLM, Objective
+        >>> objective = Objective(CausalLM(shift=False), EntropyAdaptive(scale=1.3863))
+        >>> objective.weights(torch.tensor([[[0.0, 0.0, 0.0, 0.0], [99.0, 0.0, 0.0, 0.0]]]), torch.tensor([[0, 1]]))
+        tensor([[1.0000, 0.0000]])
+
+    References:
+        M. Diao et al., "Entropy-Adaptive Fine-Tuning: Resolving Confident Conflicts to Mitigate Forgetting", arXiv
+        2601.02151, 2026.
+    """
+
+    needs = frozenset({"top_entropy"})
+    detached = True
+    scope: Scope = "local"
+
+    def __init__(self, alpha: float | Schedule = 1.0, *, scale: float = 3.0) -> None:
+        super().__init__()
+        self.alpha = check_hyper(self, "alpha", alpha, low=0.0)
+        self.scale = check_number(self, "scale", scale, low=0.0, open_low=True)
+
+    def weigh(self, terms: LossTerms) -> Tensor:
+        entropy = terms.need("top_entropy", self).detach().clamp_min(0.0)
+        return (terms.spread(entropy) / self.scale).to(terms.loss.dtype) ** value_of(self.alpha)
+
+
+@method(
+    "mile",
+    acts_on="token",
+    paper="MiLe Loss: a New Loss for Mitigating the Bias of Learning Difficulties in Generative Language Models",
+    venue="Findings of NAACL 2024",
+    official="suu990901/LLaMA-MiLe-Loss utils/trainer.py",
+    defaults={"gamma": ("1.0", "authors' code")},
+    deviations=("Ignored tokens take no part in the mean that weights are divided by; in the authors' code they do.",),
+    neutral={"gamma": 0.0},
+    examples=({}, {"gamma": 2.0}),
+)
+@final
+class MiLe(Weighting):
+    r"""Turn to the tokens about which the model is undecided, whatever their label (MiLe loss).
+
+    .. math:: w_i = \frac{(1 + H_i)^{\gamma}}{\operatorname{mean}_j (1 + H_j)^{\gamma}}
+
+    - :math:`H_i`: entropy of the whole prediction for term i; :math:`\gamma`: ``gamma``
+
+    Weights:
+        Positive, mean 1 over the terms that count. Detached. ``gamma=0`` is neutral.
+
+    State and cadence:
+        None; ``update_on = "never"``. ``gamma`` may be a schedule.
+
+    Use when:
+        Pre-training: frequent, easy tokens make the gradient. Unlike focal it does not look at the label, so several
+        likely words do not count as an error.
+    Avoid when:
+        Text is noisy: where nothing is to be learned the entropy stays large.
+
+    Deviations:
+        The mean is over terms that count.
+
+    Args:
+        gamma: :math:`\gamma` >= 0, or a schedule. Default 1.0 (authors).
+
+    Shapes:
+        Reads ``entropy`` of shape ``(*S)``, which the softmax criteria compute for it; returns ``(*S)``.
+
+    Example:
+        >>> import torch
+        >>> from reweigh.losses import CausalLM, Objective
+        >>> objective = Objective(CausalLM(shift=False), MiLe())
+        >>> objective.weights(torch.tensor([[[0.0, 0.0, 0.0, 0.0], [99.0, 0.0, 0.0, 0.0]]]), torch.tensor([[0, 1]]))
+        tensor([[1.4094, 0.5906]])
+
+    References:
+        Z. Su et al., "MiLe Loss: a New Loss for Mitigating the Bias of Learning Difficulties in Generative Language
+        Models", Findings of NAACL 2024.
+    """
+
+    needs = frozenset({"entropy"})
+    detached = True
+    scope: Scope = "scaled"
+
+    def __init__(self, gamma: float | Schedule = 1.0) -> None:
+        super().__init__()
+        self.gamma = check_hyper(self, "gamma", gamma, low=0.0)
+
+    def weigh(self, terms: LossTerms) -> Tensor:
+        entropy = terms.spread(terms.need("entropy", self).detach().clamp_min(0.0)).to(terms.loss.dtype)
+        raised = (value_of(self.gamma) * entropy.log1p()).expand_as(terms.loss)
+        return mean_one_weight(raised, terms.counts().detach())
