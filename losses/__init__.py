@@ -20,6 +20,7 @@ from .criteria import (
     LinearCrossEntropy,
     NoisyCrossEntropy,
     NormalizedClosedForm,
+    NumberTokens,
     Overlap,
     PairLogSumExp,
     PairSimilarity,
@@ -28,6 +29,7 @@ from .criteria import (
     SelfAdjustingDice,
     StackedLosses,
     TaskLosses,
+    Unlikelihood,
     packed_position_ids,
 )
 from .gradient_balancing import GradientBalancer
@@ -131,6 +133,7 @@ __all__ = [
     "NoisyCrossEntropy",
     "NormalizedClosedForm",
     "NormalizedLoss",
+    "NumberTokens",
     "Objective",
     "Overlap",
     "PairLogSumExp",
@@ -155,6 +158,7 @@ __all__ = [
     "TransitionReweightedLoss",
     "TverskyLoss",
     "UnifiedFocalLoss",
+    "Unlikelihood",
     "Unreduced",
     "WeightedMean",
     "from_torchjd",

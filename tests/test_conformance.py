@@ -12,7 +12,9 @@ from reweigh.losses import (
     LinearCausalLM,
     LinearCrossEntropy,
     LogitAdjustment,
+    NumberTokens,
     Objective,
+    Unlikelihood,
 )
 from reweigh.losses.conformance import (
     CRITERION_FOR,
@@ -106,6 +108,9 @@ CRITERIA = [
     FromLoss(torch.nn.SmoothL1Loss(reduction="none")),
     LinearCrossEntropy(weight=[1.0, 2.0, 0.5, 3.0]),
     LinearCausalLM(impl="chunked", chunk_rows=5, softcap=3.0, z_loss=0.01, label_smoothing=0.1),
+    NumberTokens([0.0, None, 1.0, 3.0]),
+    NumberTokens([0.0, None, 1.0, 3.0], "mse", shift=False),
+    Unlikelihood(),
 ]
 
 

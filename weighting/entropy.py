@@ -61,7 +61,7 @@ class EntropyAdaptive(Weighting):
         >>> import torch
         >>> from reweigh.losses import CausalLM, Objective
         >>> objective = Objective(CausalLM(shift=False), EntropyAdaptive(scale=1.3863))
-        >>> objective.weights(torch.tensor([[[0.0, 0.0, 0.0, 0.0], [99.0, 0.0, 0.0, 0.0]]]), torch.tensor([[0, 1]]))
+        >>> objective.weights(torch.tensor([[[0.0, 0.0, 0.0, 0.0], [999.0, 0.0, 0.0, 0.0]]]), torch.tensor([[0, 1]]))
         tensor([[1.0000, 0.0000]])
 
     References:
@@ -127,7 +127,7 @@ class MiLe(Weighting):
         >>> import torch
         >>> from reweigh.losses import CausalLM, Objective
         >>> objective = Objective(CausalLM(shift=False), MiLe())
-        >>> objective.weights(torch.tensor([[[0.0, 0.0, 0.0, 0.0], [99.0, 0.0, 0.0, 0.0]]]), torch.tensor([[0, 1]]))
+        >>> objective.weights(torch.tensor([[[0.0, 0.0, 0.0, 0.0], [999.0, 0.0, 0.0, 0.0]]]), torch.tensor([[0, 1]]))
         tensor([[1.4094, 0.5906]])
 
     References:

@@ -18,6 +18,7 @@ from .rows import packed_position_ids
 from .self_adjusting import SelfAdjustingDice
 from .stacked import StackedLosses
 from .task import TaskLosses
+from .text import NumberTokens, Unlikelihood
 from .transition import NoisyCrossEntropy
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "LinearCrossEntropy",
     "NoisyCrossEntropy",
     "NormalizedClosedForm",
+    "NumberTokens",
     "Overlap",
     "PairLogSumExp",
     "PairSimilarity",
@@ -45,5 +47,6 @@ __all__ = [
     "SelfAdjustingDice",
     "StackedLosses",
     "TaskLosses",
+    "Unlikelihood",
     "packed_position_ids",
 ]
