@@ -69,7 +69,7 @@ TOP = 20
 def entropy(logits: Tensor, dim: int = -1) -> Tensor:
     r""":math:`-\sum_c p_c \ln p_c` of the softmax along a dimension."""
     log_p = logits.log_softmax(dim)
-    return -(log_p.exp() * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(dim)
+    return 0.0 - (log_p.exp() * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(dim)  # 0, not -0, where it is sure
 
 
 def top_entropy(logits: Tensor, dim: int = -1) -> Tensor:
