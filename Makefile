@@ -48,7 +48,7 @@ $(VENV)/.huggingface: $(VENV)/.made
 	@touch $@
 
 huggingface: $(VENV)/.huggingface
-	@$(BIN)/python -m pytest tests/test_huggingface.py
+	@$(BIN)/python -m pytest tests/test_huggingface.py tests/test_huggingface_language.py
 
 # The root is the package, so tools that read source see it through a link that bears the package's name.
 $(VENV)/types/reweigh: $(VENV)/.made

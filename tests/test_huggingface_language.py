@@ -1,0 +1,455 @@
+"""Objectives in Hugging Face's trainers: loss function, trainer class, columns, fused models, events, resume."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from reweigh.losses import CausalLM, LinearCausalLM, Objective, PowerLawDecayLoss
+from reweigh.losses.huggingface import STATE, WithColumns, as_compute_loss_func, columns_of, fuse, reweighed, unfuse
+from reweigh.weighting import TLDR, Focal, InverseClassLoss, PowerLawDecay, ReferenceExcess, Spans, Weighting
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*pin_memory.*"),
+    pytest.mark.filterwarnings("ignore::UserWarning:(transformers|trl|accelerate|torch).*"),
+    pytest.mark.filterwarnings("ignore:Cannot (locate|pickle)"),  # dill, of a dataset's types
+]
+VOCABULARY, LENGTH = 30, 12
+COUNTS = [1000.0 / (v + 1) for v in range(VOCABULARY)]
+BY = PowerLawDecay(COUNTS, alpha=0.25) * TLDR()
+
+
+def gpt2(**options):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
+    drop = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=VOCABULARY, **sizes, **drop, **options))
+
+
+def llama(**options):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=VOCABULARY, **sizes, **options))
+
+
+MODELS = {"gpt2": gpt2, "llama": llama, "llama, tied": lambda: llama(tie_word_embeddings=True)}
+
+
+def rows(number=32, seed=0):
+    """Rows of different length, prompts without labels."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for _ in range(number):
+        size = int(torch.randint(6, LENGTH + 1, (1,), generator=generator))
+        ids = torch.randint(VOCABULARY, (size,), generator=generator).tolist()
+        made.append({"input_ids": ids, "labels": [-100, -100, *ids[2:]]})
+    return made
+
+
+def collate(batch):
+    longest = max(len(row["input_ids"]) for row in batch)
+    fill = {"input_ids": 0, "labels": -100}
+    found = {k: torch.tensor([r[k] + [v] * (longest - len(r[k])) for r in batch]) for k, v in fill.items()}
+    lengths = torch.tensor([[len(row["input_ids"])] for row in batch])
+    found["attention_mask"] = (torch.arange(longest) < lengths).long()
+    return found
+
+
+def arguments(folder, **options):
+    transformers = pytest.importorskip("transformers")
+    settings = {
+        "max_steps": 2,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 0.1,
+        "lr_scheduler_type": "constant",
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "seed": 1,
+    }
+    return transformers.TrainingArguments(output_dir=str(folder), **{**settings, **options})
+
+
+def plain_steps(model, objective, data, steps=2, batch=8, rate=0.1):
+    """Parameters after steps of plain gradient descent on whole batches."""
+    model.train()
+    for step in range(steps):
+        part = collate(data[step * batch : (step + 1) * batch])
+        labels = part.pop("labels")
+        loss = objective(model(**part).logits, labels)
+        model.zero_grad()
+        loss.backward()
+        objective.update("step", index=step)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter -= rate * parameter.grad
+    return model
+
+
+def same(model, other, tol=1e-5):
+    for (name, one), two in zip(model.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=tol, atol=tol, msg=lambda text, n=name: f"{n}: {text}")
+
+
+class InOrder:
+    """The Trainer's loader without shuffling."""
+
+    def _get_train_sampler(self, *args, **kwargs):
+        return None
+
+
+def ordered(kind):
+    return type(f"Ordered{kind.__name__}", (InOrder, kind), {})
+
+
+# the loss function
+
+
+def test_the_function_reads_every_kind_of_output():
+    compute = as_compute_loss_func(Objective(CausalLM(), BY))
+    logits, labels = torch.randn(2, 5, VOCABULARY), torch.randint(VOCABULARY, (2, 5))
+    wanted = Objective(CausalLM(), BY)(logits, labels)
+    output = type("Output", (), {"logits": logits})()
+    for outputs in ({"logits": logits}, output, (logits, None)):
+        assert compute(outputs, labels) == wanted
+    assert compute({"logits": logits}, labels, num_items_in_batch=torch.tensor(16)) == pytest.approx(
+        wanted.item() * 8 / 16
+    )
+
+
+def test_the_function_refuses_what_it_cannot_do():
+    logits, labels = torch.zeros(1, 3, 4), torch.tensor([[0, 1, 2]])
+    with pytest.raises(TypeError, match="objective must be an Objective"):
+        as_compute_loss_func(torch.nn.CrossEntropyLoss())
+    with pytest.raises(ValueError, match="scalar reduction"):
+        as_compute_loss_func(Objective(CausalLM(), None, "none"))
+    with pytest.raises(ValueError, match="labels must be in the batch"):
+        as_compute_loss_func(Objective(CausalLM()))({"logits": logits}, None)
+    with pytest.raises(TypeError, match="must hold logits"):
+        as_compute_loss_func(Objective(CausalLM()))({"loss": logits}, labels)
+    weighted = as_compute_loss_func(PowerLawDecayLoss([4, 3, 2, 1]))
+    assert weighted({"logits": logits}, labels).isfinite()
+    with pytest.raises(ValueError, match="denominator of reduction 'mean' alone, got 'weighted_mean'"):
+        weighted({"logits": logits}, labels, num_items_in_batch=2)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("micro", [1, 4])
+def test_accumulation_in_the_trainer(name, micro, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    objective, data = Objective(CausalLM(), BY), rows()
+    run = ordered(transformers.Trainer)(
+        model=MODELS[name](),
+        args=arguments(tmp_path, per_device_train_batch_size=8 // micro, gradient_accumulation_steps=micro),
+        train_dataset=data,
+        eval_dataset=data[:6],
+        data_collator=collate,
+        compute_loss_func=as_compute_loss_func(objective),
+    )
+    run.train()
+    same(run.model, plain_steps(MODELS[name](), Objective(CausalLM(), BY), data))
+    assert math.isfinite(run.evaluate()["eval_loss"])
+
+
+# the trainer class
+
+
+@pytest.mark.parametrize("criterion", [CausalLM, LinearCausalLM])
+@pytest.mark.parametrize("micro", [1, 4])
+@pytest.mark.parametrize("name", MODELS)
+def test_accumulation_in_the_trainer_class(name, micro, criterion, tmp_path):
+    """On logits and on hidden states, where the chunks are a few rows."""
+    transformers = pytest.importorskip("transformers")
+    options = {} if criterion is CausalLM else {"impl": "chunked", "chunk_rows": 16}
+    data = rows()
+    run = ordered(reweighed(transformers.Trainer))(
+        model=MODELS[name](),
+        args=arguments(tmp_path, per_device_train_batch_size=8 // micro, gradient_accumulation_steps=micro),
+        train_dataset=data,
+        eval_dataset=data[:6],
+        data_collator=collate,
+        objective=Objective(criterion(**options), copy.deepcopy(BY)),
+    )
+    run.train()
+    same(run.model, plain_steps(MODELS[name](), Objective(CausalLM(), BY), data))
+    batch = collate(data[:6])
+    with torch.no_grad():
+        wanted = Objective(CausalLM(), BY)(
+            run.model(**{k: batch[k] for k in ("input_ids", "attention_mask")}).logits, batch["labels"]
+        )
+    assert run.evaluate()["eval_loss"] == pytest.approx(wanted.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("criterion", [CausalLM, LinearCausalLM])
+@pytest.mark.parametrize("micro", [1, 4])
+def test_accumulation_in_trls_trainer(micro, criterion, tmp_path):
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"w{v}": v for v in range(VOCABULARY)}, unk_token="w0"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="w0", eos_token="w1", unk_token="w0"
+    )
+    data = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in rows()]
+
+    def table(rows, name):  # named, because not every pickler can hash its types
+        return datasets.Dataset(datasets.table.InMemoryTable.from_pylist(rows), fingerprint=name)
+
+    settings = arguments(tmp_path).to_dict()
+    kept = ("output_dir", "max_steps", "learning_rate", "lr_scheduler_type", "optim", "max_grad_norm", "save_strategy")
+    args = trl.SFTConfig(
+        **{name: settings[name] for name in (*kept, "report_to", "use_cpu", "disable_tqdm", "seed")},
+        per_device_train_batch_size=8 // micro,
+        gradient_accumulation_steps=micro,
+        gradient_checkpointing=False,
+        bf16=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+    )
+    run = ordered(reweighed(trl.SFTTrainer))(
+        model=llama(),
+        args=args,
+        train_dataset=table(data, "train"),
+        eval_dataset=table(data[:6], "eval"),
+        processing_class=tokenizer,
+        data_collator=collate,
+        objective=Objective(criterion(), copy.deepcopy(BY)),
+    )
+    run.train()
+    same(run.model, plain_steps(llama(), Objective(CausalLM(), BY), data))
+    assert math.isfinite(run.evaluate()["eval_loss"])
+
+
+@pytest.mark.parametrize("reduction", ["weighted_mean", "sequence_mean", "batch_mean"])
+def test_other_reductions_are_means_over_micro_batches(reduction, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    by, data = PowerLawDecay(COUNTS, alpha=0.25), rows()
+    run = ordered(reweighed(transformers.Trainer))(
+        model=gpt2(),
+        args=arguments(tmp_path, max_steps=1, per_device_train_batch_size=4, gradient_accumulation_steps=2),
+        train_dataset=data,
+        data_collator=collate,
+        objective=Objective(CausalLM(), by, reduction),
+    )
+    run.train()
+    model, objective = gpt2(), Objective(CausalLM(), by, reduction)
+    model.train()
+    for part in (collate(data[:4]), collate(data[4:8])):
+        labels = part.pop("labels")
+        (objective(model(**part).logits, labels) / 2).backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= 0.1 * parameter.grad
+    same(run.model, model)
+
+
+# columns
+
+
+def test_columns_reach_the_objective(tmp_path):
+    """A weight of 0 is a row dropped, 2 a row doubled; spans and reference losses per token."""
+    transformers = pytest.importorskip("transformers")
+    data = rows(8)
+    for place, row in enumerate(data):
+        row["sample_weight"] = float(place % 3)
+        row["span"] = [0, 0, *[1] * (len(row["labels"]) - 2)]
+        row["reference_loss"] = [0.1 * v for v in row["input_ids"]]
+    by = Spans([0.0, 1.0]) * ReferenceExcess(None, temperature=2.0)
+    names = sorted(columns_of(Objective(CausalLM(), by)) & data[0].keys())
+    assert names == ["reference_loss", "sample_weight", "span"]
+    run = ordered(reweighed(transformers.Trainer))(
+        model=gpt2(),
+        args=arguments(tmp_path, max_steps=1),
+        train_dataset=data,
+        data_collator=WithColumns(collate, names),
+        objective=Objective(LinearCausalLM(impl="chunked", chunk_rows=8), by),
+    )
+    run.train()
+    copies = [row for row in data for _ in range(int(row["sample_weight"]))]
+    batch = WithColumns(collate, ["span", "reference_loss"])(copies)
+    model = gpt2()
+    logits = model(**{k: batch[k] for k in ("input_ids", "attention_mask")}).logits
+    items = sum(label != -100 for row in data for label in row["labels"][1:])  # the Trainer's count
+    loss = Objective(CausalLM(), by)(
+        logits, batch["labels"], span=batch["span"], reference_loss=batch["reference_loss"], num_items=items
+    )
+    loss.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= 0.1 * parameter.grad
+    same(run.model, model)
+
+
+def test_columns_are_padded_where_the_labels_are():
+    def left(batch):
+        return {k: v.flip(1) for k, v in collate([{k: r[k][::-1] for k in r} for r in batch]).items()}
+
+    data = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3], "w": [7.0, 8.0, 9.0]}]
+    data.append({"input_ids": [4, 5], "labels": [4, 5], "w": [5.0, 6.0]})
+    right = WithColumns(collate, ["w"], padding={"w": -1})(data)
+    assert right["w"].tolist() == [[7.0, 8.0, 9.0], [5.0, 6.0, -1.0]]
+    assert WithColumns(left, ["w"])(data)["w"].tolist() == [[7.0, 8.0, 9.0], [0.0, 5.0, 6.0]]
+    with pytest.raises(ValueError, match="every sample must have the column 'v'"):
+        WithColumns(collate, ["v"])(data)
+    data[1]["w"] = [5.0]
+    with pytest.raises(ValueError, match=r"as long as the sample \(2\)"):
+        WithColumns(collate, ["w"])(data)
+
+
+# fused models
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_fused_equals_unfused(name):
+    """Loss and all gradients; no logits in training, the usual ones in evaluation, nothing new without labels."""
+    model, batch = MODELS[name](), collate(rows(5))
+    labels = batch.pop("labels")
+    wanted = Objective(CausalLM(), BY)(model(**batch).logits, labels)
+    wanted.backward()
+    expected = {key: parameter.grad.clone() for key, parameter in model.named_parameters()}
+    model.zero_grad()
+    logits = model(**batch).logits
+    fuse(model, Objective(LinearCausalLM(impl="chunked", chunk_rows=7), BY)).train()
+    output = model(**batch, labels=labels)
+    output.loss.backward()
+    assert output.logits is None
+    torch.testing.assert_close(output.loss, wanted, rtol=1e-5, atol=0)
+    for key, parameter in model.named_parameters():
+        scale = expected[key].abs().max().item()
+        torch.testing.assert_close(parameter.grad, expected[key], rtol=0, atol=1e-5 * max(scale, 1e-3), msg=key)
+    torch.testing.assert_close(model(**batch).logits, logits)
+    evaluated = model.eval()(**batch, labels=labels)
+    torch.testing.assert_close(evaluated.logits, logits)
+    unfuse(model)
+    assert model(**batch, labels=labels).loss != output.loss
+
+
+def test_a_softcap_must_be_the_models():
+    """Gemma's: the criterion has to have it, and the message tells which."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.Gemma2Config(
+        vocab_size=VOCABULARY, num_key_value_heads=1, head_dim=8, final_logit_softcapping=0.05, **sizes
+    )
+    model, batch = transformers.Gemma2ForCausalLM(config), collate(rows(5))
+    labels = batch.pop("labels")
+    with pytest.raises(ValueError, match=r"final_logit_softcapping=0\.05, give the criterion softcap=0\.05"):
+        fuse(model, Objective(LinearCausalLM()))
+    wanted = Objective(CausalLM(), BY)(model(**batch).logits, labels)
+    fuse(model, Objective(LinearCausalLM(softcap=0.05, impl="chunked"), BY)).train()
+    torch.testing.assert_close(model(**batch, labels=labels).loss, wanted, rtol=1e-5, atol=0)
+
+
+def test_fusing_refuses_what_it_cannot_do():
+    model = gpt2()
+    with pytest.raises(TypeError, match="criterion LinearCausalLM, got CausalLM"):
+        fuse(model, Objective(CausalLM()))
+    with pytest.raises(TypeError, match="a base_model and output embeddings"):
+        fuse(model.transformer, Objective(LinearCausalLM()))
+    with pytest.raises(TypeError, match="a base_model and output embeddings"):
+        fuse(torch.nn.Linear(2, 2), Objective(LinearCausalLM()))
+    fuse(model, Objective(LinearCausalLM()))
+    with pytest.raises(ValueError, match="fused already"):
+        fuse(model, Objective(LinearCausalLM()))
+    unfuse(model)
+    with pytest.raises(ValueError, match="not fused"):
+        unfuse(model)
+
+
+# events, state, learned weights
+
+
+class Learned(Weighting):
+    """exp(a log p), a learned."""
+
+    needs = frozenset({"log_pt"})
+    detached = False
+    scope = "local"
+
+    def __init__(self):
+        super().__init__()
+        self.a = torch.nn.Parameter(torch.tensor(0.5))
+
+    def weigh(self, terms):
+        return torch.exp(self.a * terms.log_pt)
+
+
+@pytest.mark.parametrize("criterion", [CausalLM, LinearCausalLM])
+def test_resuming_is_going_on(criterion, tmp_path):
+    """Running class losses and a learned weight: interrupted after two of four steps, the same parameters."""
+    transformers = pytest.importorskip("transformers")
+    data = rows()
+
+    def run(folder, **options):
+        objective = Objective(criterion(), InverseClassLoss(VOCABULARY) * Learned())
+        return reweighed(transformers.Trainer)(
+            model=gpt2(),
+            args=arguments(folder, max_steps=4, save_strategy="steps", save_steps=2, optim="adamw_torch", **options),
+            train_dataset=data,
+            data_collator=collate,
+            objective=objective,
+        )
+
+    whole = run(tmp_path / "whole")
+    whole.train()
+    learned = whole.objective.weighting.parts()
+    assert learned[1].a != 0.5
+    assert learned[0].completed("step") == 4
+    middle = tmp_path / "whole" / "checkpoint-2"
+    assert (middle / STATE).exists()
+    resumed = run(tmp_path / "resumed")
+    resumed.train(resume_from_checkpoint=str(middle))
+    same(resumed.model, whole.model, tol=1e-7)
+    for one, other in zip(resumed.objective.state_dict().values(), whole.objective.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
+    (middle / STATE).unlink()
+    with pytest.raises(FileNotFoundError, match=STATE):
+        run(tmp_path / "again").train(resume_from_checkpoint=str(middle))
+
+
+def test_counts_come_with_the_callback(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    from reweigh.losses.huggingface import WeightingTrainerCallback
+
+    objective = Objective(CausalLM(), PowerLawDecay(num_classes=VOCABULARY))
+    run = transformers.Trainer(
+        model=gpt2(),
+        args=arguments(tmp_path, max_steps=1),
+        train_dataset=rows(),
+        data_collator=collate,
+        compute_loss_func=as_compute_loss_func(objective),
+        callbacks=[WeightingTrainerCallback(objective, class_counts=COUNTS)],
+    )
+    run.train()
+    torch.testing.assert_close(objective.weighting.table(), PowerLawDecay(COUNTS).table())
+
+
+def test_the_trainer_class_refuses_what_it_cannot_do(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    with pytest.raises(TypeError, match=r"derive from transformers\.Trainer"):
+        reweighed(torch.nn.Module)
+    kind = reweighed(transformers.Trainer)
+    with pytest.raises(TypeError, match="objective must be an Objective"):
+        kind(model=gpt2(), args=arguments(tmp_path), objective=Focal())
+    run = kind(
+        model=gpt2(),
+        args=arguments(tmp_path),
+        train_dataset=[{"input_ids": [1, 2, 3]}] * 8,
+        objective=Objective(CausalLM()),
+    )
+    with pytest.raises(ValueError, match="labels must be in the batch"):
+        run.train()
