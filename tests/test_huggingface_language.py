@@ -2,6 +2,10 @@
 
 import copy
 import math
+import re
+import sys
+import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +21,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:(transformers|trl|accelerate|torch).*"),
     pytest.mark.filterwarnings("ignore:Cannot (locate|pickle)"),  # dill, of a dataset's types
 ]
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "examples" / "finetuning_huggingface.md"
 VOCABULARY, LENGTH = 30, 12
 COUNTS = [1000.0 / (v + 1) for v in range(VOCABULARY)]
 BY = PowerLawDecay(COUNTS, alpha=0.25) * TLDR()
@@ -419,6 +424,24 @@ def test_resuming_is_going_on(criterion, tmp_path):
     (middle / STATE).unlink()
     with pytest.raises(FileNotFoundError, match=STATE):
         run(tmp_path / "again").train(resume_from_checkpoint=str(middle))
+
+
+def test_the_page_trains_and_tells_both_sides(capsys):
+    """Rare words are found more often, and the perplexity that it costs is printed beside it."""
+    pytest.importorskip("transformers")
+    blocks = re.findall(r"^```py\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+    assert len(blocks) >= 4
+    page = types.ModuleType("finetuning_page")
+    sys.modules[page.__name__] = page
+    try:
+        for block in blocks:
+            exec(compile(block, str(PAGE), "exec"), page.__dict__)
+    finally:
+        del sys.modules[page.__name__]
+    plain, weighted = page.judged.values()
+    assert weighted["rare-word accuracy"] > plain["rare-word accuracy"] + 0.01
+    assert plain["perplexity"] < weighted["perplexity"] < page.WORDS / 4
+    assert capsys.readouterr().out.count("perplexity") >= 2
 
 
 def test_counts_come_with_the_callback(tmp_path):

@@ -270,6 +270,33 @@ def measure(shape: tuple[int, int, int], device: str, dtype: torch.dtype, rounds
     return rows
 
 
+def page(found: dict[str, Any]) -> str:
+    """A Markdown table of results."""
+    about = found["environment"]
+    lines = [
+        f"One thread, {about['machine']}, torch {about['torch']}, float32; ratios are medians over interleaved rounds.",
+        "",
+        "| rows x width x vocabulary | loss | time | peak memory |",
+        "|---|---|---:|---:|",
+    ]
+    floors = {tuple(row["shape"]): row for row in reversed(found["rows"])}
+    for row in found["rows"]:
+        floor = floors[tuple(row["shape"])]
+        shape = " x ".join(map(str, row["shape"]))
+        memory = f"{row['peak_mib']:.0f} MiB (×{row['peak_mib'] / floor['peak_mib']:.2f})"
+        lines.append(f"| {shape} | {row['entry']} | ×{row['ratio']:.2f} | {memory} |")
+    return "\n".join(lines)
+
+
+def publish(found: dict[str, Any], path: Path) -> None:
+    """Put the table between the markers of a page."""
+    before, begin, rest = path.read_text(encoding="utf-8").partition("<!-- results: begin -->")
+    _, end, after = rest.partition("<!-- results: end -->")
+    if not end:
+        raise ValueError(f"{path} has no markers for results")
+    path.write_text(f"{before}{begin}\n{page(found)}\n\n{end}{after}", encoding="utf-8")
+
+
 def main() -> None:
     """Measure, print a table, write JSON where asked."""
     parser = ArgumentParser(prog="python -m reweigh.benchmarks.speed.linear", description=__doc__)
@@ -277,7 +304,11 @@ def main() -> None:
     parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
     parser.add_argument("--shape", type=str, help="rows,width,vocabulary instead of the usual shapes")
     parser.add_argument("--out", type=str, help="file for the numbers, as JSON")
+    parser.add_argument("--publish", type=str, help="page to put the numbers of --out into; measures nothing")
     options = parser.parse_args()
+    if options.publish:
+        publish(json.loads(Path(options.out).read_text()), Path(options.publish))
+        return
     torch.set_num_threads(1)
     shapes = SHAPES[options.device]
     if options.shape:
