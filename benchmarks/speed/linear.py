@@ -276,15 +276,15 @@ def page(found: dict[str, Any]) -> str:
     lines = [
         f"One thread, {about['machine']}, torch {about['torch']}, float32; ratios are medians over interleaved rounds.",
         "",
-        "| rows x width x vocabulary | loss | time | peak memory |",
+        "| rows x width x vocabulary | loss | time, of plain | peak memory (of plain) |",
         "|---|---|---:|---:|",
     ]
     floors = {tuple(row["shape"]): row for row in reversed(found["rows"])}
     for row in found["rows"]:
         floor = floors[tuple(row["shape"])]
         shape = " x ".join(map(str, row["shape"]))
-        memory = f"{row['peak_mib']:.0f} MiB (×{row['peak_mib'] / floor['peak_mib']:.2f})"
-        lines.append(f"| {shape} | {row['entry']} | ×{row['ratio']:.2f} | {memory} |")
+        memory = f"{row['peak_mib']:.0f} MiB ({row['peak_mib'] / floor['peak_mib']:.2f})"
+        lines.append(f"| {shape} | {row['entry']} | {row['ratio']:.2f} | {memory} |")
     return "\n".join(lines)
 
 
