@@ -203,7 +203,7 @@ class LinearCrossEntropy(_LinearSoftmax):
             operation, which makes logits again in backward: four products under any weighting. ``"auto"``: chunked for
             more than a million logits; dense below. Whatever is asked for, logits are held under ``torch.compile``,
             ``torch.func``, forward-mode differentiation and for tensor subclasses (DTensor).
-        chunk_rows: Rows of logits held at a time; ``None`` for what fits 32 MiB (CPU) or 512 MiB (device).
+        chunk_rows: Rows of logits held at a time; ``None`` for what fits 44 MiB (CPU) or 512 MiB (device).
         validate: As in :class:`~reweigh.losses.CrossEntropy`.
 
     Memory:

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from .rows import Derivatives, Rows, Spec, numbers_in_place, plain_rows, slope_in_place, working_dtype
 
-BUDGET = {"cpu": 2**25, "cuda": 2**29}
-"""Bytes of logits held at a time, by kind of device."""
+BUDGET = {"cpu": 44 * 2**20, "cuda": 2**29}
+"""Bytes of logits held at a time, by kind of device: on a CPU what costs large matrix products next to nothing."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Work:
         self.working = working_dtype(like.dtype)
         self.raw = torch.empty(self.size, classes, dtype=like.dtype, device=like.device)
         self.same = self.working == like.dtype
+        self.plain = self.same and problem.spec.softcap is None and not problem.spec.compiled
         self.soft = self.raw if self.same else torch.empty_like(self.raw, dtype=self.working)
         self.bent = torch.empty_like(self.soft) if problem.spec.softcap is not None else None
         self.columns = problem.weight.detach().t()
@@ -102,14 +103,19 @@ class Work:
         found, total = numbers(soft, target, spec, bent)
         return found, total, hidden, target
 
-    def backward(self, found: Rows, total: Tensor, by: Derivatives, target: Tensor) -> Tensor:
-        """The gradient on the logits ``(rows, V)``, in the dtype of the matrix product, in a buffer."""
+    def backward(self, found: Rows, total: Tensor, by: Derivatives, target: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The gradient on the logits ``(rows, V)``, in a buffer, and a factor of each row that it still lacks."""
         number = len(target)
+        if self.plain and by[0] is not None and by[1] is None and by[2] is None:
+            # scaling hidden rows instead of logits saves a pass over the buffer
+            soft = self.soft[:number]
+            soft.scatter_(1, target.unsqueeze(1), (total * torch.expm1(-found.ce)).unsqueeze(1))
+            return soft, by[0] / total
         bent = None if self.bent is None else self.bent[:number]
         spec = self.problem.spec
         slope = _compiled(slope_in_place) if spec.compiled else slope_in_place
-        soft: Tensor = slope(self.soft[:number], total, found.ce, by, target, spec, bent)
-        return soft if self.same else self.raw[:number].copy_(soft)
+        made: Tensor = slope(self.soft[:number], total, found.ce, by, target, spec, bent)
+        return (made if self.same else self.raw[:number].copy_(made)), None
 
 
 @cache
@@ -128,20 +134,26 @@ class Slopes:
         self.weight = torch.zeros_like(weight, dtype=working) if wanted[1] else None
         self.bias = torch.zeros_like(bias, dtype=working) if wanted[2] and bias is not None else None
 
-    def add(self, rows: Tensor | slice, slope: Tensor, hidden: Tensor) -> None:
+    def add(self, rows: Tensor | slice, slope: Tensor, factor: Tensor | None, hidden: Tensor) -> None:
+        """A chunk's gradient on logits, with what its rows still have to be multiplied by, and its hidden states."""
         if self.hidden is not None:
             weight = self.problem.weight.detach()
             if isinstance(rows, slice):
-                torch.mm(slope, weight, out=self.hidden[rows])
+                made = torch.mm(slope, weight, out=self.hidden[rows])
+                if factor is not None:
+                    made.mul_(factor.unsqueeze(1))
             else:
-                self.hidden.index_copy_(0, rows, slope @ weight)
+                made = slope @ weight
+                self.hidden.index_copy_(0, rows, made if factor is None else made.mul_(factor.unsqueeze(1)))
+        if self.bias is not None:
+            self.bias.add_(slope.sum(0, dtype=self.working) if factor is None else factor @ slope)
+        if factor is not None:
+            hidden = hidden * factor.unsqueeze(1)
         if self.weight is not None:
             if self.weight.dtype == slope.dtype:
                 self.weight.addmm_(slope.t(), hidden)
             else:
                 self.weight.add_(slope.t() @ hidden)
-        if self.bias is not None:
-            self.bias.add_(slope.sum(0, dtype=self.working))
 
     def scaled(self, factor: Tensor | None = None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """All times a number, in the inputs' dtypes. The buffers are given away."""
@@ -181,7 +193,7 @@ def in_one_pass(
                 if value is not None:
                     whole = kept[place] = _zeros_once(kept[place], found.ce)
                     whole[rows] = value
-            slopes.add(rows, work.backward(part, total, by, target), hidden)
+            slopes.add(rows, *work.backward(part, total, by, target), hidden)
     return found, slopes, (kept[0], kept[1], kept[2])
 
 
@@ -203,7 +215,7 @@ def slopes_by(problem: Linear, wanted: tuple[bool, bool, bool], by: Derivatives)
         for rows in work.chunks(kept):
             found, total, hidden, target = work.forward(rows)
             here = tuple(None if slope is None else slope[rows] for slope in by)
-            slopes.add(rows, work.backward(found, total, here, target), hidden)  # type: ignore[arg-type]
+            slopes.add(rows, *work.backward(found, total, here, target), hidden)  # type: ignore[arg-type]
     return slopes
 
 
