@@ -1,7 +1,8 @@
 """Values with all their gradients, their agreement, and the memory that a call holds at most."""
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+
+from reweigh.benchmarks.speed.memory import held_at_most
 
 
 def slopes(objective, inputs, more=(), **meta):
@@ -18,11 +19,4 @@ def agree(one, other, tol):
 
 
 def peak(call):
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        call()
-    held = most = 0
-    for event in sorted(found.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return most
+    return held_at_most(call)

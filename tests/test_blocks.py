@@ -5,7 +5,7 @@ import gc
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
+from gradients import peak
 
 from reweigh import losses, weighting
 from reweigh.losses import (
@@ -183,7 +183,7 @@ def test_a_batch_of_one_class_is_noticed_over_blocks(small_blocks):
     assert len(small_blocks) == 2
 
 
-def peak(objective, logits, target):
+def peak_share(objective, logits, target):
     """Bytes held at once beyond the inputs, over the logits' size; counted, not sampled."""
 
     def once():
@@ -192,14 +192,7 @@ def peak(objective, logits, target):
 
     once()
     gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        once()
-    held = most = 0
-    for event in sorted(found.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return most / (logits.numel() * logits.element_size())
+    return peak(once) / (logits.numel() * logits.element_size())
 
 
 @pytest.mark.parametrize(
@@ -210,6 +203,6 @@ def test_memory_is_the_gradient_and_a_block(loss):
     logits = torch.randn(2**15, 512)
     sigmoid = isinstance(loss, (SigmoidFocalLoss, AsymmetricLoss))
     target = torch.randint(2, logits.shape) if sigmoid else torch.randint(512, (2**15,))
-    lean = peak(loss, logits, target.to(torch.int8) if sigmoid else target)
+    lean = peak_share(loss, logits, target.to(torch.int8) if sigmoid else target)
     assert lean <= 1.4
-    assert peak(copy.deepcopy(loss).train(), logits[: 2**14], target[: 2**14]) <= 1.4 + 0.4
+    assert peak_share(copy.deepcopy(loss).train(), logits[: 2**14], target[: 2**14]) <= 1.4 + 0.4

@@ -8,11 +8,11 @@ import warnings
 
 import pytest
 import torch
+from gradients import peak
 from ranks import run_ranks
 from references import circle as reference
 from references import metric_worker as worker
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reweigh import (
@@ -716,26 +716,18 @@ def test_no_tensor_is_as_large_as_all_pairs(kind):
     assert seen.numbers <= 16 * size + 1
 
 
-def peak(loss, size):
-    """Most bytes held at once, from allocator events; the same in every run."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        run(loss, size)
-    held = most = 0
-    for event in sorted(found.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return most
+def peak_of(loss, size):
+    return peak(lambda: run(loss, size))
 
 
 @pytest.mark.parametrize("kind", LARGE)
 def test_memory_grows_with_the_batch_and_not_with_its_square(kind):
     loss = LARGE[kind]()
     loss.criterion.tile = 16
-    small, large = peak(loss, 512), peak(loss, 2048)
+    small, large = peak_of(loss, 512), peak_of(loss, 2048)
     assert math.log(large / small) / math.log(4) <= 1.1
     loss.criterion.tile = 2048
-    assert peak(loss, 2048) > 8 * large  # the comparison can fail
+    assert peak_of(loss, 2048) > 8 * large  # the comparison can fail
 
 
 @pytest.mark.slow

@@ -16,9 +16,9 @@ import torch
 from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
-from torch.profiler import ProfilerActivity, profile
 
 from .cases import Case, Loss, cases
+from .memory import held_at_most
 
 
 def once(loss: Loss, case: Case) -> None:
@@ -39,15 +39,8 @@ def seconds(loss: Loss, case: Case, calls: int) -> float:
 
 
 def peak_bytes(loss: Loss, case: Case) -> int:
-    """Most memory held at once during a call, from allocator events; exact, not sampled."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        once(loss, case)
-    held = peak = 0
-    for event in sorted(found.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak
+    """Most memory held at once during a call."""
+    return held_at_most(lambda: once(loss, case))
 
 
 def measure(case: Case, rounds: int) -> list[dict[str, Any]]:

@@ -27,10 +27,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
-from torch.profiler import ProfilerActivity, profile
 
 from reweigh.losses import LinearCrossEntropy, Objective
 from reweigh.weighting import KLDRO, TLDR, CVaR, Focal, PowerLawDecay, Weighting
+
+from .memory import held_at_most
 
 Call = Callable[[Tensor, Tensor, Tensor], Tensor]
 SHAPES = {"cpu": [(2048, 512, 32000), (4096, 1024, 32000)], "cuda": [(8192, 4096, 128000)]}
@@ -215,14 +216,7 @@ def peak_bytes(call: Call, inputs: tuple[Tensor, Tensor, Tensor]) -> int:
         call(*inputs).backward()  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        call(*inputs).backward()  # type: ignore[no-untyped-call]
-    held = most = 0
-    for event in sorted(found.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return most
+    return held_at_most(lambda: call(*inputs).backward())  # type: ignore[no-untyped-call]
 
 
 def error(entry: Entry, inputs: tuple[Tensor, Tensor, Tensor], rows: int = 320) -> float | None:
