@@ -755,6 +755,7 @@ def finished(process):
     return output
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="process groups and gloo over fork")
 def test_the_script_of_the_page_killed_and_run_again_ends_with_the_same_bits(blocks, tmp_path):
     folders = [tmp_path / "whole", tmp_path / "killed"]

@@ -130,7 +130,7 @@ def test_chi_square_dro_is_the_solution_that_scipy_finds(seed, rho):
         method="SLSQP",
         options={"ftol": 1e-12, "maxiter": 1000},
     )
-    assert solved.success
+    assert solved.success or solved.status == 8  # so near that no step descends any more
     weights = weigh(ChiSquareDRO(rho), losses)
     torch.testing.assert_close(weights, torch.from_numpy(solved.x), rtol=0, atol=2e-4)
     torch.testing.assert_close((weights * losses).mean().item(), -solved.fun, rtol=1e-7, atol=0)

@@ -33,7 +33,7 @@ def test_the_training_moves_every_adaptive_method():
     assert sorted(name for name, did in moved.items() if not did) == ["fixed", "temperature_mixing"]
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_equal_one_process_on_the_joined_batch(world, tmp_path):
     """Uneven batches, ranks without a task, tasks that nobody has; under DDP and with gradients averaged by hand."""
     results, wrong = run_ranks(task_training.__file__, world, tmp_path, timeout=300, strict=()), []
