@@ -25,8 +25,6 @@ SHARES = {
     2: {"even": [6, 6], "rough": [8, 4]},
     4: {"even": [3, 3, 3, 3], "rough": [5, 4, 2, 1]},
 }
-RUNS = {2: ("even", "rough", "ddp"), 4: ("rough",)}
-"""What the ranks do: scenarios with gradients averaged by hand, and the rough one under DDP."""
 
 
 def methods():
@@ -160,14 +158,15 @@ def share_of(scenario, rank, world):
     return slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
 
 
-def main(rank, world, init, out):
+def main(runs, rank, world, init, out):
+    """What the ranks do: gradients averaged by hand ("even", "rough"), or the rough scenario under DDP ("ddp")."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{init}", rank=rank, world_size=world, timeout=timedelta(seconds=50)
     )
     results = {}
     for name, example in methods():
-        for run in RUNS[world]:
+        for run in runs:
             scenario = "rough" if run == "ddp" else run
             results[name, example, run] = train(
                 name, example, scenario=scenario, rank=rank, world=world, wrap=run == "ddp", steps=11
@@ -178,4 +177,4 @@ def main(rank, world, init, out):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])
+    main(sys.argv[1].split(","), int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])

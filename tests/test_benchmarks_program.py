@@ -208,6 +208,7 @@ while len(list(meeting.iterdir())) < 2:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_may_share_a_folder(tmp_path):
     folder = tmp_path / "out"
     script = SCRIPT.replace('"40"', '"8"').replace("sys.exit(", f"{MEET}\nsys.exit(")

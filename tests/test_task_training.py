@@ -4,7 +4,7 @@ import pytest
 import task_training
 import torch
 from ranks import run_ranks
-from task_training import EPOCH, RUNS, STEPS, methods, train
+from task_training import EPOCH, STEPS, methods, train
 
 METHODS = methods()
 IDS = [f"{name}-{example}" for name, example in METHODS]
@@ -33,10 +33,17 @@ def test_the_training_moves_every_adaptive_method():
     assert sorted(name for name, did in moved.items() if not did) == ["fixed", "temperature_mixing"]
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_ranks_equal_one_process_on_the_joined_batch(world, tmp_path):
+@pytest.mark.parametrize(
+    ("world", "runs"),
+    [
+        (2, "ddp"),
+        pytest.param(2, "even,rough", marks=pytest.mark.slow),
+        pytest.param(4, "rough", marks=pytest.mark.slow),
+    ],
+)
+def test_ranks_equal_one_process_on_the_joined_batch(world, runs, tmp_path):
     """Uneven batches, ranks without a task, tasks that nobody has; under DDP and with gradients averaged by hand."""
-    results, wrong = run_ranks(task_training.__file__, world, tmp_path, timeout=300, strict=()), []
+    results, wrong = run_ranks(task_training.__file__, world, tmp_path, runs, timeout=300, strict=()), []
     for key in results[0]:
         name, example, scenario = eval(key)
         alone = train(name, example, scenario="rough" if scenario == "ddp" else scenario, steps=11)
@@ -48,4 +55,4 @@ def test_ranks_equal_one_process_on_the_joined_batch(world, tmp_path):
                 if part.startswith("loss.") and not torch.equal(found, results[0][key][part]):
                     wrong.append(f"{key} {part}: ranks differ")
     assert not wrong, "\n".join(wrong)
-    assert len(results[0]) == len(METHODS) * len(RUNS[world])
+    assert len(results[0]) == len(METHODS) * len(runs.split(","))

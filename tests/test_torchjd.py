@@ -910,6 +910,7 @@ def test_a_vector_of_nobody(tmp_path):
         lightning_kit.trainer(tmp_path, max_steps=1).fit(model, LightningKit.data())
 
 
+@pytest.mark.slow
 def test_lightning_in_two_processes(tmp_path):
     """Accumulated, scaled, clipped, a rank without a task: parameters of the ranks are the same bits."""
     first, second = run_lightning(worker.__file__, tmp_path, "lightning")
