@@ -106,6 +106,80 @@ def test_entropies_of_chunks_and_of_sure_rows(by, classes):
     assert wanted.isfinite()
 
 
+@pytest.mark.parametrize("classes", [6, 40])
+def test_the_largest_entropy_weighs_one(classes):
+    by = Objective(CausalLM(shift=False), EntropyAdaptive(2.0, scale=None))
+    weights = by.weights(torch.zeros(1, 2, classes, dtype=F64), torch.zeros(1, 2).long())
+    torch.testing.assert_close(weights, torch.ones(1, 2, dtype=F64))
+    logits, labels = case(classes)
+    logits = logits.requires_grad_()
+    top = torch.distributions.Categorical(logits=logits.topk(min(20, classes), -1).values).entropy()
+    found = by.weights(logits, labels)
+    wanted = (top.detach() / math.log(min(20, classes))) ** 2
+    torch.testing.assert_close(found, wanted.masked_fill(labels == -100, 0.0))
+    assert not found.requires_grad
+
+
+def test_the_largest_entropy_needs_classes():
+    from reweigh.losses import FromLoss
+
+    by = Objective(FromLoss(torch.nn.L1Loss(reduction="none")), EntropyAdaptive(scale=None))
+    with pytest.raises(ValueError, match="scale must be a number where the criterion has no classes"):
+        by(torch.zeros(2), torch.ones(2), top_entropy=torch.ones(2))
+
+
+def test_weights_by_hand():
+    """Two tokens, one of entropy 0 and one of ln 4; three of four classes seen."""
+    logits = torch.tensor([[[0.0, 0.0, 0.0, 0.0], [999.0, 0.0, 0.0, 0.0]]], dtype=F64)
+    labels = torch.tensor([[0, 1]])
+    raised = [(1.0 + math.log(4.0)) ** 2, 1.0]
+    found = Objective(CausalLM(shift=False), MiLe(2.0)).weights(logits, labels)
+    assert found.tolist() == [pytest.approx([2.0 * r / sum(raised) for r in raised])]
+    found = Objective(CausalLM(shift=False), EntropyAdaptive()).weights(logits, labels)
+    assert found.tolist() == [pytest.approx([math.log(4.0) / 3.0, 0.0])]
+    assert FrequencyAware([8, 4, 2, 0]).table().tolist() == pytest.approx([0.0, 1.2, 1.8, 2.4])
+
+
+@pytest.mark.parametrize(
+    "by", [ReferenceExcess(1.0), EntropyAdaptive(0.0), EntropyAdaptive(0.0, scale=None), MiLe(0.0)]
+)
+def test_neutral_ones_are_cross_entropy(by):
+    logits, labels = case(40)
+    found = Objective(CausalLM(), by)(logits, labels, reference_loss=torch.rand(3, 8, dtype=F64))
+    wanted = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("by", "name"),
+    [
+        (Spans([0.5, 2.0]), "span"),
+        (Given(), "token_weight"),
+        (ReferenceExcess(0.5), "reference_loss"),
+        (ReferenceExcess(None, temperature=0.5), "reference_loss"),
+        (TokenMask(l1=0.1), "token_score"),
+        (TokenMask("sigmoid", l1=0.1), "token_score"),
+    ],
+    ids=lambda by: by if isinstance(by, str) else repr(by),
+)
+def test_what_stands_at_ignored_tokens_changes_nothing(by, name):
+    logits, labels = case()
+    values = (torch.rand(3, 8, dtype=F64) * 2).long() if name == "span" else torch.rand(3, 8, dtype=F64)
+    objective = Objective(CausalLM(), by)
+    found = []
+    for garbage in (-100, 10**6) if name == "span" else (math.nan, math.inf, -1e9):
+        placed = values.masked_fill(labels == -100, garbage)
+        if placed.is_floating_point():
+            placed.requires_grad_()
+        value = objective(logits, labels, **{name: placed})
+        if value.requires_grad:
+            (slope,) = torch.autograd.grad(value, placed)
+            assert slope.isfinite().all()
+            assert not slope[labels == -100].any()
+        found.append(value.detach())
+    torch.testing.assert_close(torch.stack(found), objective(logits, labels, **{name: values}).expand(len(found)))
+
+
 def test_a_statistic_of_the_call_comes_before_the_criterions():
     logits, labels = case()
     flat = logits.flatten(0, 1), labels.flatten()

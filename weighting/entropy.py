@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import final
 
 from torch import Tensor
@@ -12,6 +13,9 @@ from .functional import mean_one_weight
 from .schedules import Schedule, check_hyper, value_of
 from .terms import LossTerms
 
+TOP = 20
+"""Classes that ``top_entropy`` looks at."""
+
 
 @method(
     "entropy_adaptive",
@@ -20,9 +24,12 @@ from .terms import LossTerms
     venue="arXiv 2601.02151, 2026",
     official="hiyouga/LLaMA-Factory src/llamafactory/train/trainer_utils.py",
     defaults={"alpha": ("1.0", "authors' code"), "scale": ("3.0", "authors' code, about ln 20")},
-    deviations=("Fewer than 20 classes are no error: all are looked at.",),
+    deviations=(
+        "Fewer than 20 classes are no error: all are looked at.",
+        "scale=None is ours: the largest entropy there can be.",
+    ),
     neutral={"alpha": 0.0},
-    examples=({}, {"alpha": 0.5, "scale": 1.0}),
+    examples=({}, {"alpha": 0.5, "scale": 1.0}, {"scale": None}),
 )
 @final
 class EntropyAdaptive(Weighting):
@@ -31,7 +38,7 @@ class EntropyAdaptive(Weighting):
     .. math:: w_i = \Big(\frac{H_i}{h}\Big)^{\alpha}
 
     - :math:`H_i`: entropy of the softmax over the 20 largest logits of term i
-    - h: ``scale``, about the largest :math:`\ln 20`; :math:`\alpha`: ``alpha``
+    - h: ``scale``, about the largest :math:`\ln 20`, or :math:`\ln\min(20, C)` for C classes; :math:`\alpha`: ``alpha``
 
     Weights:
         In [0, about 1]. Detached. ``alpha=0`` is neutral. A sure token weighs 0, whether it is right or wrong.
@@ -46,21 +53,25 @@ class EntropyAdaptive(Weighting):
         The model is confidently wrong, and that is what training is for.
 
     Deviations:
-        Fewer classes than 20 are allowed.
+        Fewer classes than 20 are allowed, for which ``scale=None`` is meant.
 
     Args:
         alpha: :math:`\alpha` >= 0, or a schedule. Default 1.0 (authors).
-        scale: h > 0. Default 3.0 (authors).
+        scale: h > 0; ``None`` for :math:`\ln\min(20, C)`, with which weights reach 1 and never exceed it. Default 3.0
+            (authors).
 
     Shapes:
         Reads ``top_entropy`` of shape ``(*S)``, which :class:`~reweigh.losses.CausalLM`,
         :class:`~reweigh.losses.LinearCausalLM` and :class:`~reweigh.losses.CrossEntropy` compute for it; returns
         ``(*S)``.
 
+    Raises:
+        ValueError: If ``scale`` is ``None`` and the criterion has no classes.
+
     Example:
         >>> import torch
         >>> from reweigh.losses import CausalLM, Objective
-        >>> objective = Objective(CausalLM(shift=False), EntropyAdaptive(scale=1.3863))
+        >>> objective = Objective(CausalLM(shift=False), EntropyAdaptive(scale=None))
         >>> objective.weights(torch.tensor([[[0.0, 0.0, 0.0, 0.0], [999.0, 0.0, 0.0, 0.0]]]), torch.tensor([[0, 1]]))
         tensor([[1.0000, 0.0000]])
 
@@ -73,14 +84,21 @@ class EntropyAdaptive(Weighting):
     detached = True
     scope: Scope = "local"
 
-    def __init__(self, alpha: float | Schedule = 1.0, *, scale: float = 3.0) -> None:
+    def __init__(self, alpha: float | Schedule = 1.0, *, scale: float | None = 3.0) -> None:
         super().__init__()
         self.alpha = check_hyper(self, "alpha", alpha, low=0.0)
-        self.scale = check_number(self, "scale", scale, low=0.0, open_low=True)
+        self.scale = None if scale is None else check_number(self, "scale", scale, low=0.0, open_low=True)
 
     def weigh(self, terms: LossTerms) -> Tensor:
         entropy = terms.need("top_entropy", self).detach().clamp_min(0.0)
-        return (terms.spread(entropy) / self.scale).to(terms.loss.dtype) ** value_of(self.alpha)
+        return (terms.spread(entropy) / self._largest(terms)).to(terms.loss.dtype) ** value_of(self.alpha)
+
+    def _largest(self, terms: LossTerms) -> float:
+        if self.scale is not None:
+            return self.scale
+        if terms.num_classes is None:
+            raise ValueError("EntropyAdaptive: scale must be a number where the criterion has no classes, got None")
+        return math.log(max(2, min(TOP, terms.num_classes)))  # one class has entropy 0
 
 
 @method(
@@ -88,9 +106,13 @@ class EntropyAdaptive(Weighting):
     acts_on="token",
     paper="MiLe Loss: a New Loss for Mitigating the Bias of Learning Difficulties in Generative Language Models",
     venue="Findings of NAACL 2024",
-    official="suu990901/LLaMA-MiLe-Loss utils/trainer.py",
+    official="suu990901/LLaMA-MiLe-Loss@4930a02f utils/trainer.py (InfoEntropyLoss)",
     defaults={"gamma": ("1.0", "authors' code")},
-    deviations=("Ignored tokens take no part in the mean that weights are divided by; in the authors' code they do.",),
+    deviations=(
+        "Ignored tokens take no part in the mean that weights are divided by; in the authors' code they do.",
+        "The mean is this rank's (.gathered() takes the joined batch's); the authors average the ranks' inverse means.",
+        "Probabilities are not held at 1e-8 from below.",
+    ),
     neutral={"gamma": 0.0},
     examples=({}, {"gamma": 2.0}),
 )
@@ -115,7 +137,7 @@ class MiLe(Weighting):
         Text is noisy: where nothing is to be learned the entropy stays large.
 
     Deviations:
-        The mean is over terms that count.
+        The mean is over terms that count, on this rank; ``.gathered()`` makes it that of all ranks.
 
     Args:
         gamma: :math:`\gamma` >= 0, or a schedule. Default 1.0 (authors).

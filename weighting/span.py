@@ -370,6 +370,8 @@ def attention_importance(
     .. math:: a_j = \frac{1}{T - j} \operatorname{mean}_h \sum_i A_{hij}, \qquad
               w_j = \mathrm{low} + (\mathrm{high} - \mathrm{low})\,\frac{a_j - \min a}{\max a - \min a}
 
+    The authors' ``normalize="linear"``; they have one sequence per batch and no padding.
+
     Args:
         attention: ``(B, H, T, T)``, rows look at columns; entry (i, j) is 0 for j > i.
         low: Smallest weight, >= 0. Default 1 (authors).

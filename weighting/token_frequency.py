@@ -18,9 +18,13 @@ from .token import VocabularyCounts
     "frequency_aware",
     paper="Improving Neural Response Diversity with Frequency-Aware Cross-Entropy Loss",
     venue="WWW 2019",
-    official="ShaojieJiang/FACE",
+    official="ShaojieJiang/FACE@88505bf4 face/face.py (loss_weight)",
     defaults={"normalize": ("'classes'", "paper: weights are rescaled to mean 1")},
-    deviations=("Frequencies are those of counts given once; the paper also counts the model's own outputs.",),
+    deviations=(
+        "Frequencies are those of counts given once; the authors count in training, the model's outputs or the labels.",
+        "The mean that is made 1 is over tokens that occur; the authors' is over the whole vocabulary.",
+        "Counts that are all equal are an error, not 0 / 0.",
+    ),
     neutral=None,
     examples=({"counts": [50, 20, 6, 1]}, {"counts": [50, 20, 6, 0], "normalize": "samples"}),
 )
@@ -47,7 +51,7 @@ class FrequencyAware(CountTable):
         The most frequent token has to be learned, such as an end of text: it gets weight 0.
 
     Deviations:
-        Counts are given, not gathered from the model's outputs.
+        Counts are given, not gathered in training. Tokens that never occur take no part in the mean.
 
     Args:
         counts: Occurrences per token, >= 0; ``None`` to receive them by the ``fit`` event.
