@@ -48,6 +48,39 @@ def test_numbers_by_loops_and_scipys_distance(kind, shift):
     assert whole.item() == pytest.approx(losses.sum().item() / counted)
 
 
+def test_numbers_that_lie_one_apart():
+    """The area between distribution functions, which is how the authors write the distance."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 6, 10, generator=generator, dtype=F64)
+    labels = torch.randint(10, (2, 6), generator=generator)
+    found = Objective(NumberTokens(range(10), shift=False), None, "none")(logits, labels)
+    step = torch.nn.functional.one_hot(labels, 10).double().cumsum(-1)
+    torch.testing.assert_close(found, (logits.softmax(-1).cumsum(-1) - step).abs().sum(-1))
+
+
+@pytest.mark.parametrize("shift", [True, False])
+@pytest.mark.parametrize("kind", ["numbers", "said before"])
+def test_logits_of_ignored_labels_may_be_anything(kind, shift):
+    criterion = NumberTokens(VALUES, shift=shift) if kind == "numbers" else Unlikelihood(shift=shift)
+    logits, labels = case()
+    ignored = (labels == -100).roll(-int(shift), 1)
+    ignored[:, -1] |= shift
+    slopes = []
+    for garbage in (0.0, math.nan, math.inf):
+        dirty = logits.detach().masked_fill(ignored.unsqueeze(-1), garbage).requires_grad_()
+        (slope,) = torch.autograd.grad(Objective(criterion)(dirty, labels), dirty)
+        slopes.append(slope)
+    assert not slopes[0][ignored].any()
+    for slope in slopes[1:]:
+        torch.testing.assert_close(slope, slopes[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("criterion", [NumberTokens(VALUES), NumberTokens(VALUES, "mse"), Unlikelihood()], ids=repr)
+def test_gradients_are_those_of_differences(criterion):
+    logits, labels = case(6)
+    assert torch.autograd.gradcheck(lambda x: Objective(criterion)(x, labels), (logits,))
+
+
 def test_other_tokens_logits_take_no_part():
     logits, labels = case()
     objective = Objective(NumberTokens(VALUES))
@@ -126,6 +159,9 @@ def test_they_are_weighed_and_added_like_other_criteria():
         (lambda: NumberTokens([math.inf, 1.0]), ValueError, "values must be"),
         (lambda: NumberTokens([[1.0]]), ValueError, "values must be"),
         (lambda: NumberTokens([1.0], "mae"), ValueError, "kind"),
+        (lambda: NumberTokens(["7", 1.0]), TypeError, "values must be a sequence of numbers.*got list"),
+        (lambda: NumberTokens(7), TypeError, "values must be a sequence of numbers.*got int"),
+        (lambda: NumberTokens(torch.zeros(3, dtype=torch.complex64)), TypeError, "values must be.*complex64"),
         (lambda: Unlikelihood(floor=0.0), ValueError, "floor"),
         (lambda: Objective(NumberTokens([1.0, 2.0]))(*case()), ValueError, r"one entry per token \(7\), got 2"),
         (lambda: Objective(Unlikelihood())(case()[0], case()[1][:, :3]), ValueError, "labels"),

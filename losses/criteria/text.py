@@ -94,6 +94,11 @@ class NumberTokens(_NextToken):
 
     Added to cross-entropy: ``Objective(CausalLM()) + 0.3 * Objective(NumberTokens(values))`` (authors' weight).
 
+    Deviations:
+        ``"was"`` is in the unit of the values: the authors' ``AbsDiffNumberTokenLoss``, which equals their Wasserstein
+        class where numbers lie 1 apart. ``"mse"`` and ``"abs_diff"`` are their ``NumberTokenLoss`` with a squared and
+        an absolute error. Ignored labels do not become token 0, and without numbers the loss is 0, not nan.
+
     Provides ``loss``, ``target`` and ``category`` (the token).
 
     Args:
@@ -109,7 +114,8 @@ class NumberTokens(_NextToken):
         :class:`~reweigh.losses.CausalLM`.
 
     Raises:
-        TypeError: If ``logits`` is not floating-point or ``labels`` not integer.
+        TypeError: If ``logits`` is not floating-point or ``labels`` not integer, or ``values`` holds anything but
+            numbers and ``None``.
         ValueError: If shapes do not fit, a label is out of range, or no value is a number.
 
     Example:
@@ -121,7 +127,7 @@ class NumberTokens(_NextToken):
 
     References:
         J. Zausinger et al., "Regress, Don't Guess: A Regression-like Loss on Number Tokens for Language Models", ICML
-        2025.
+        2025; tum-ai/number-token-loss.
     """
 
     def __init__(
@@ -134,8 +140,7 @@ class NumberTokens(_NextToken):
         validate: bool | None = None,
     ) -> None:
         super().__init__(shift, ignore_index, validate)
-        numbers = values if isinstance(values, Tensor) else [math.nan if v is None else v for v in values]
-        table = torch.as_tensor(numbers, dtype=torch.float64).detach().clone()
+        table = self._table(values)
         if table.ndim != 1 or not bool(table.isfinite().any()) or bool(table.isinf().any()):
             raise ValueError(
                 f"{owner_name(self)}: values must be (V,) numbers, None for tokens that are none, with at least one "
@@ -144,6 +149,18 @@ class NumberTokens(_NextToken):
         self.kind = check_choice(self, "kind", kind, ("was", "mse", "abs_diff"))
         self.add_table("values", table)
         self.add_table("numbers", table.isfinite().nonzero().squeeze(1))
+
+    def _table(self, values: Sequence[float | None] | Tensor) -> Tensor:
+        try:
+            numbers = values if isinstance(values, Tensor) else [math.nan if v is None else v for v in values]
+            if isinstance(numbers, Tensor) and numbers.is_complex():
+                raise TypeError(f"dtype {numbers.dtype}")
+            return torch.as_tensor(numbers, dtype=torch.float64).detach().clone()
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"{owner_name(self)}: values must be a sequence of numbers, None for tokens that are none, got "
+                f"{type(values).__name__} ({error})"
+            ) from error
 
     def _losses(
         self, logits: Tensor, labels: Tensor, known: Tensor, valid: Tensor, sequence: Tensor | None, first: int
@@ -179,6 +196,9 @@ class Unlikelihood(_NextToken):
     Added to cross-entropy: ``Objective(CausalLM()) + Objective(Unlikelihood())`` (authors' weight 1). A label without
     predecessors costs 0.
 
+    Deviations:
+        Each sequence has its own predecessors; the authors' code makes one sequence of a batch. Padding is nobody's.
+
     Provides ``loss``, ``target`` and ``category`` (the token).
 
     Args:
@@ -204,7 +224,7 @@ class Unlikelihood(_NextToken):
 
     References:
         S. Welleck, I. Kulikov, S. Roller, E. Dinan, K. Cho, J. Weston, "Neural Text Generation with Unlikelihood
-        Training", ICLR 2020.
+        Training", ICLR 2020; facebookresearch/unlikelihood_training@72374717 custom/candidate_penalty_ce_loss.py.
     """
 
     def __init__(
