@@ -1,7 +1,7 @@
 """Objectives in Hugging Face's ``Trainer`` and in what derives from it (TRL's ``SFTTrainer``).
 
 - :func:`reweighed` makes a trainer class that takes ``objective=``: it computes the loss, hands extra columns to it,
-  drives its weighting events, trains and saves what it learns.
+  divides by what counts over a whole optimizer step, drives its weighting events, trains and saves what it learns.
 - :func:`as_compute_loss_func` is the smaller way in: the ``compute_loss_func=`` of any ``Trainer``.
 - :func:`fuse` makes a ``*ForCausalLM`` compute its loss from hidden states, without logits.
 
@@ -11,7 +11,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import inspect
+import types
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any, final
 
 import torch
@@ -20,12 +26,19 @@ from torch import Tensor, nn
 
 from reweigh.weighting.base import learned_parameters
 from reweigh.weighting.dynamics import dynamics
+from reweigh.weighting.frequency import ClassTable
 
+from .accumulation import Accumulator
+from .blocks import without_penalty
+from .criteria.language import CausalLM
 from .criteria.linear import LinearCausalLM
 from .objective import Objective
 
 STATE = "reweigh_objective.pt"
 """Name of the file beside a checkpoint that holds an objective's state."""
+
+IGNORED = -100
+"""What the Trainer leaves out when it counts labels."""
 
 
 def _checked(where: str, objective: object) -> Objective:
@@ -46,6 +59,45 @@ def _logits(outputs: Any) -> Tensor:
     return found
 
 
+def _innermost(objective: Objective) -> Any:
+    inner: Any = objective
+    while isinstance(inner, Objective):
+        inner = inner.criterion
+    return inner
+
+
+def _not_a_count(objective: Objective) -> str | None:
+    """Why the number of labels is not the denominator, or ``None`` where it is."""
+    level: Any = objective
+    while isinstance(level, Objective):
+        if level.reduction.name != ("mean" if level is objective else "none"):
+            return f"reduction {level.reduction.name!r}"
+        if level.weighting is not None and not without_penalty(level.weighting):
+            return f"a weighting with a penalty, {level.weighting!r}"
+        level = level.criterion
+    if isinstance(getattr(level, "weight", None), ClassTable):
+        return f"class weights in the criterion, {type(level).__name__}"
+    if getattr(level, "ignore_index", IGNORED) != IGNORED:
+        return f"ignore_index={level.ignore_index}"
+    return None
+
+
+def _must_count(where: str, objective: Objective) -> None:
+    why = _not_a_count(objective)
+    if why is not None:
+        raise ValueError(
+            f"{where}: num_items_in_batch counts labels, which is the denominator of reduction 'mean' alone, "
+            f"got {why}; use 'mean' (with weights of mean 1), or the trainer class of reweighed(), which finds others"
+        )
+
+
+def _beside(objective: Objective, tensor: Tensor) -> None:
+    """Move an objective to where its inputs are."""
+    own = next(chain(objective.buffers(), objective.parameters()), None)
+    if own is not None and own.device != tensor.device:
+        objective.to(tensor.device)
+
+
 # the function
 
 
@@ -55,36 +107,43 @@ class ComputeLoss:
 
     def __init__(self, objective: Objective) -> None:
         self.objective = _checked("as_compute_loss_func", objective)
+        if isinstance(_innermost(objective), LinearCausalLM):
+            raise TypeError(
+                "as_compute_loss_func: the criterion must take logits, got LinearCausalLM; use fuse() or reweighed()"
+            )
 
-    def __call__(self, outputs: Any, labels: Tensor | None, num_items_in_batch: float | Tensor | None = None) -> Tensor:
+    def __call__(
+        self, outputs: Any, labels: Tensor | None, num_items_in_batch: float | Tensor | None = None, **columns: Any
+    ) -> Tensor:
         if labels is None:
             raise ValueError("as_compute_loss_func: labels must be in the batch, got None")
-        name = self.objective.reduction.name
-        if num_items_in_batch is not None and name != "mean":
-            raise ValueError(
-                f"as_compute_loss_func: num_items_in_batch counts tokens, which is the denominator of reduction 'mean' "
-                f"alone, got {name!r}; use 'mean' (with weights of mean 1), or the trainer class of reweighed()"
-            )
+        if self.objective.reduction.name == "sum":
+            num_items_in_batch = None
+        if num_items_in_batch is not None:
+            _must_count("as_compute_loss_func", self.objective)
         logits = _logits(outputs)
-        if next(self.objective.buffers(), logits).device != logits.device:
-            self.objective.to(logits.device)
-        return self.objective.forward(logits, labels.to(logits.device), num_items=num_items_in_batch)
+        _beside(self.objective, logits)
+        self.objective.train(torch.is_grad_enabled())
+        columns = _placed(columns, logits.device)
+        return self.objective.forward(logits, labels.to(logits.device), num_items=num_items_in_batch, **columns)
 
 
 def as_compute_loss_func(objective: Objective) -> ComputeLoss:
     """An objective on ``(logits, labels)`` as the ``compute_loss_func=`` of ``transformers.Trainer``.
 
-    The causal shift is the criterion's own. ``num_items_in_batch`` is the number of labels that count over all
-    micro-batches (and, with ``average_tokens_across_devices``, all ranks) and replaces the denominator; in evaluation
-    it may be missing. In training the weighting's events need ``WeightingTrainerCallback``.
+    The causal shift is the criterion's own. ``num_items_in_batch`` is the number of labels that are not -100 over all
+    micro-batches (and, with ``average_tokens_across_devices``, all ranks), without the first of each row where the
+    model's own loss shifts them; it replaces the denominator. In evaluation it may be missing. Events need
+    ``WeightingTrainerCallback``; columns beside the labels do not come this way, see :func:`reweighed`.
 
     Args:
-        objective: With reduction ``"mean"``: other denominators are not what the Trainer counts.
+        objective: With reduction ``"mean"`` (or ``"sum"``): other denominators are not what the Trainer counts.
 
     Raises:
-        TypeError: If it is no objective.
+        TypeError: If it is no objective, or one on hidden states.
         ValueError: If its reduction is ``"none"``; when called, if there are no labels, or ``num_items_in_batch`` comes
-            with another reduction than ``"mean"``.
+            where it is not the denominator: another reduction than ``"mean"``, class weights in the criterion, a
+            penalty, an ``ignore_index`` other than -100.
 
     Example:
         >>> from reweigh.losses import CausalLM, Objective
@@ -106,11 +165,12 @@ class WithColumns:
     Args:
         collator: Collates everything else.
         columns: Names of the columns. One number per sample becomes ``(B,)``; one per token, a list as long as the
-            sample's labels (or input ids), is padded to ``(B, T)`` on the side where the labels are.
+            sample's labels (or input ids), is padded to ``(B, T)`` on the side where the labels are. Where the collator
+            joins samples in one row (padding-free), both become ``(1, T)``.
         padding: What is padded with, by name; 0 where nothing is said.
 
     Raises:
-        ValueError: If a sample lacks a column, or a list has another length than the sample.
+        ValueError: If a sample lacks a column, a list has another length than the sample, or the collator cuts samples.
 
     Example:
         >>> def collate(rows):
@@ -141,22 +201,31 @@ class WithColumns:
 
     def _collated(self, name: str, values: list[Any], rows: list[dict[str, Any]], batch: dict[str, Any]) -> Tensor:
         tensors = [torch.as_tensor(value) for value in values]
-        if all(value.ndim == 0 for value in tensors):
-            return torch.stack(tensors)
         whole = batch["labels"] if "labels" in batch else batch["input_ids"]
-        made = torch.full(
-            whole.shape, self.padding.get(name, 0), dtype=torch.stack([t.new_zeros(()) for t in tensors]).dtype
-        )
-        for place, (value, row) in enumerate(zip(tensors, rows, strict=True)):
-            own = len(row["labels"] if "labels" in row else row["input_ids"])
-            if value.ndim != 1 or len(value) != own:
+        sizes = [len(row["labels"] if "labels" in row else row["input_ids"]) for row in rows]
+        joined = len(rows) > 1 and tuple(whole.shape) == (1, sum(sizes))
+        if all(value.ndim == 0 for value in tensors) and not joined:
+            return torch.stack(tensors)
+        pieces = []
+        for value, size in zip(tensors, sizes, strict=True):
+            if value.ndim > 1 or (value.ndim == 1 and len(value) != size):
                 raise ValueError(
-                    f"WithColumns: {name} must be a number or a list as long as the sample ({own}), got "
+                    f"WithColumns: {name} must be a number or a list as long as the sample ({size}), got "
                     f"{tuple(value.shape)}"
                 )
-            size = whole.shape[1]
-            left = _padded_left(batch, place)
-            made[place, (size - own if left else 0) : (size if left else own)] = value[:size]
+            pieces.append(value.expand(size))
+        if joined:
+            return torch.cat(pieces).unsqueeze(0)
+        if len(whole) != len(pieces) or max(sizes) > whole.shape[1]:
+            raise ValueError(
+                f"WithColumns: the collator must keep samples whole, one to a row, got {tuple(whole.shape)} for "
+                f"samples of lengths {sizes}"
+            )
+        dtype = functools.reduce(torch.promote_types, (piece.dtype for piece in pieces))
+        made = torch.full(whole.shape, self.padding.get(name, 0), dtype=dtype)
+        for place, piece in enumerate(pieces):
+            first = whole.shape[1] - len(piece) if _padded_left(batch, place) else 0
+            made[place, first : first + len(piece)] = piece
         return made
 
 
@@ -168,18 +237,39 @@ def _padded_left(batch: dict[str, Any], place: int) -> bool:
 # hidden states
 
 
-def fuse(model: Any, objective: Objective) -> Any:
+@dataclass
+class _Fused:
+    """What a fused model remembers."""
+
+    objective: Objective | None
+    """``None``: the forward is the model's own again, but others have wrapped this one."""
+    evaluate_logits: bool
+    names: tuple[str, ...]
+    """Of the positional arguments."""
+    before: dict[str, Any]
+    """What the instance had of its own under the names that are set."""
+    own: Any = None
+    """The instance's ``forward`` as it was set."""
+    call: Callable[..., Tensor] | None = None
+    """What a trainer computes in the place of the objective's call."""
+
+
+def fuse(model: Any, objective: Objective, *, evaluate_logits: bool = True) -> Any:
     """Make a ``*ForCausalLM`` compute its loss from hidden states, without logits.
 
     Wherever ``labels`` are given the model's ``loss`` is the objective's on the last hidden states and the matrix of
     the output embeddings (tied or not, with bias or without). In training ``logits`` are ``None``; in evaluation they
-    are made as ever. Without labels nothing changes. ``num_items_in_batch`` and columns that the
-    objective's call takes (``sample_weight``, ``span``, ...) go to the objective. What the objective learns is not part
-    of the model: give its parameters to the optimizer, or use the trainer class of :func:`reweighed`.
+    are made as ever, those of ``logits_to_keep`` where it is given. Without labels nothing changes. Columns that the
+    objective's call takes (``sample_weight``, ``span``, ...) go to the objective; so does ``num_items_in_batch``, where
+    it is the denominator. What the objective learns is not part of the model: give its parameters to the optimizer, or
+    use the trainer class of :func:`reweighed`.
+
+    Copies of the model (``copy.deepcopy``) are fused with a copy of the objective.
 
     Args:
-        model: With ``base_model`` and ``get_output_embeddings()``: GPT-2, Llama, Qwen, Mistral, Gemma, ...
+        model: With ``get_output_embeddings()``: GPT-2, Llama, Qwen, Mistral, Gemma, ...; one inside a PEFT model.
         objective: On :class:`~reweigh.losses.LinearCausalLM`.
+        evaluate_logits: False where evaluation can do without logits as well.
 
     Returns:
         The model itself.
@@ -187,94 +277,200 @@ def fuse(model: Any, objective: Objective) -> Any:
     Raises:
         TypeError: If the model or the criterion is of another kind.
         ValueError: If the model's logits are not its output embeddings of the last hidden states under the criterion's
-            ``softcap``, which is looked at once on two tokens; or if it is fused already.
+            ``softcap``, which is looked at once on two tokens; if the output embeddings have an adapter, the model an
+            auxiliary loss, or it is fused already. When called: if labels come shifted, or ``num_items_in_batch`` is
+            not the denominator.
+
+    Example:
+        >>> model = fuse(LlamaForCausalLM(config), Objective(LinearCausalLM(), TLDR()))  # doctest: +SKIP
+        >>> model(input_ids=ids, labels=ids).loss.backward()  # doctest: +SKIP
     """
     _checked("fuse", objective)
-    criterion = objective.criterion
+    criterion = _innermost(objective)
     if not isinstance(criterion, LinearCausalLM):
         raise TypeError(f"fuse: objective must have the criterion LinearCausalLM, got {type(criterion).__name__}")
-    if getattr(model, "_reweigh_forward", None) is not None:
+    bare = _bare(model)
+    found = _fused_state(bare)
+    if found is not None and found.objective is not None:
         raise ValueError("fuse: the model is fused already; call unfuse(model) first")
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    base = getattr(model, "base_model", None)
-    if not isinstance(head, nn.Module) or base is None or base is model:
-        raise TypeError(
-            f"fuse: model must have a base_model and output embeddings (a *ForCausalLM), got {type(model).__name__}"
-        )
-    _check_head(model, base, head, criterion)
-    whole = model.forward
+    head = bare.get_output_embeddings() if hasattr(bare, "get_output_embeddings") else None
+    weight = getattr(head, "weight", None)
+    if not isinstance(head, nn.Module) or not isinstance(weight, Tensor) or weight.ndim != 2:
+        raise TypeError(f"fuse: model must have output embeddings (a *ForCausalLM), got {type(bare).__name__}")
+    if hasattr(head, "base_layer"):
+        raise ValueError("fuse: the output embeddings must have no adapter, which their matrix does not show")
+    _must_be_alone("fuse", bare)
+    _check_head(bare, head, criterion)
+    if found is not None:
+        found.objective, found.evaluate_logits = objective, bool(evaluate_logits)
+    else:
+        names = tuple(inspect.signature(bare.forward).parameters)
+        own = {name: bare.__dict__[name] for name in ("forward", "accepts_loss_kwargs") if name in bare.__dict__}
+        bare._reweigh_fused = _Fused(objective, bool(evaluate_logits), names, own)
 
-    @functools.wraps(whole)
-    def forward(*args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
-        extra = {name: kwargs.pop(name) for name in list(kwargs) if name in columns_of(objective)}
-        items = kwargs.pop("num_items_in_batch", None)
-        if labels is None:
-            return whole(*args, **kwargs)
-        kwargs.pop("logits_to_keep", None)
-        kwargs.pop("return_dict", None)
-        outputs = base(*args, **kwargs, return_dict=True)
-        hidden = outputs.last_hidden_state
-        bias = getattr(head, "bias", None)
-        if next(objective.buffers(), hidden).device != hidden.device:
-            objective.to(hidden.device)
-        loss = objective.forward(
-            hidden, head.weight, labels.to(hidden.device), bias=bias, num_items=items, **_placed(extra, hidden.device)
-        )
-        logits = None if model.training else _capped(head(hidden), criterion.softcap)
-        return _output(outputs, loss, logits)
+        @functools.wraps(type(bare).forward)
+        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return _fused_forward(self, self._reweigh_fused, args, kwargs)
 
-    model._reweigh_forward = whole
-    model.forward = forward
-    model.accepts_loss_kwargs = True  # the Trainer hands over num_items_in_batch
+        bare.forward = types.MethodType(forward, bare)  # bound, so that a copy of the model has a copy of it
+        bare._reweigh_fused.own = bare.forward
+    # whether the Trainer hands over num_items_in_batch and leaves the division to the model
+    bare.accepts_loss_kwargs = objective.reduction.name == "sum" or _not_a_count(objective) is None
     return model
 
 
 def unfuse(model: Any) -> Any:
-    """Undo :func:`fuse`; returns the model."""
-    if getattr(model, "_reweigh_forward", None) is None:
+    """Undo :func:`fuse`; returns the model.
+
+    Raises:
+        ValueError: If the model is not fused.
+    """
+    bare = _bare(model)
+    found = _fused_state(bare)
+    if found is None or found.objective is None:
         raise ValueError("unfuse: the model is not fused")
-    del model.forward
-    del model._reweigh_forward
-    del model.accepts_loss_kwargs
+    del bare.accepts_loss_kwargs
+    if bare.__dict__.get("forward") == found.own:
+        del bare.forward, bare._reweigh_fused
+        bare.__dict__.update(found.before)
+    else:  # under somebody's wrapper
+        found.objective = None
+        bare.__dict__.update({k: v for k, v in found.before.items() if k != "forward"})
     return model
+
+
+@contextmanager
+def fused(model: Any, objective: Objective, *, evaluate_logits: bool = True) -> Iterator[Any]:
+    """Fuse a model for as long as a ``with`` block lasts; arguments and errors as for :func:`fuse`."""
+    fuse(model, objective, evaluate_logits=evaluate_logits)
+    try:
+        yield model
+    finally:
+        unfuse(model)
+
+
+def _bare(model: Any) -> Any:
+    """The model inside a PEFT model."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _fused_state(model: Any) -> _Fused | None:
+    found = getattr(model, "_reweigh_fused", None)
+    return found if isinstance(found, _Fused) else None
+
+
+def _must_be_alone(where: str, model: Any) -> None:
+    config = getattr(model, "config", None)
+    if getattr(config, "output_router_logits", False):
+        raise ValueError(
+            f"{where}: the model must have no loss of its own, got config.output_router_logits=True, whose auxiliary "
+            "loss an objective does not have"
+        )
+
+
+def _fused_forward(model: Any, found: _Fused, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    whole = found.before.get("forward") or types.MethodType(type(model).forward, model)
+    objective = found.objective
+    if objective is None:
+        return whole(*args, **kwargs)
+    kwargs = {**dict(zip(found.names, args, strict=False)), **kwargs}
+    columns = {name: kwargs.pop(name) for name in columns_of(objective) if name in kwargs}
+    labels, items = kwargs.pop("labels", None), kwargs.pop("num_items_in_batch", None)
+    if labels is None:
+        return whole(**kwargs)
+    if kwargs.pop("shift_labels", None) is not None:
+        raise ValueError("fuse: labels must not be shifted (shift_labels); give labels alone")
+    if objective.reduction.name == "sum":
+        items = None
+    if items is not None:
+        _must_count("fuse", objective)
+        if not columns.keys().isdisjoint(("sample_weight", "mask")):
+            raise ValueError(
+                "fuse: num_items_in_batch counts labels, neither sample_weight nor mask; use the trainer class of "
+                "reweighed()"
+            )
+    keep, return_dict = kwargs.pop("logits_to_keep", 0), kwargs.pop("return_dict", None)
+    head = model.get_output_embeddings()
+    with _recorded(head) as seen:
+        outputs = whole(**kwargs, return_dict=True)
+    hidden = _only(seen)
+    _beside(objective, hidden)
+    if found.call is None:
+        objective.train(model.training)
+    loss = (found.call or functools.partial(objective.forward, num_items=items))(
+        hidden,
+        head.weight,
+        labels.to(hidden.device),
+        bias=getattr(head, "bias", None),
+        **_placed(columns, hidden.device),
+    )
+    logits = None
+    if found.evaluate_logits and not model.training:
+        places = slice(-keep if keep else None, None) if isinstance(keep, int) else keep
+        logits = _capped(head(hidden[:, places]), _innermost(objective).softcap)
+    rest = {name: value for name, value in outputs.items() if name not in ("loss", "logits")}
+    outputs = type(outputs)(loss=loss, logits=logits, **rest)
+    return outputs.to_tuple() if return_dict is False else outputs
+
+
+@contextmanager
+def _recorded(head: Any) -> Iterator[list[Tensor]]:
+    """What the output embeddings are given, which meanwhile give logits of no classes."""
+    seen: list[Tensor] = []
+
+    def record(hidden: Tensor) -> Tensor:
+        seen.append(hidden)
+        return hidden.new_empty((*hidden.shape[:-1], 0))
+
+    own = head.__dict__.get("forward")
+    head.forward = record
+    try:
+        yield seen
+    finally:
+        del head.forward
+        if own is not None:
+            head.forward = own
+
+
+def _only(seen: list[Tensor]) -> Tensor:
+    if len(seen) != 1:
+        raise ValueError(f"fuse: the model must call its output embeddings once in a forward, got {len(seen)} calls")
+    return seen[0]
 
 
 def _capped(logits: Tensor, softcap: float | None) -> Tensor:
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
-def _output(outputs: Any, loss: Tensor, logits: Tensor | None) -> Any:
-    from transformers.modeling_outputs import CausalLMOutputWithPast
-
-    return CausalLMOutputWithPast(
-        loss=loss,
-        logits=logits,
-        past_key_values=outputs.get("past_key_values"),
-        hidden_states=outputs.get("hidden_states"),
-        attentions=outputs.get("attentions"),
-    )
-
-
 @torch.no_grad()
-def _check_head(model: Any, base: Any, head: Any, criterion: LinearCausalLM) -> None:
+def _check_head(model: Any, head: Any, criterion: LinearCausalLM) -> None:
     """Whether logits are what is going to be computed, on two tokens."""
-    was = model.training
+    config = getattr(model, "config", None)
+    text: Any = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
+    cap = getattr(text, "final_logit_softcapping", None)
+    if cap != criterion.softcap:
+        raise ValueError(
+            f"fuse: the criterion must have the softcap of the model, whose config has final_logit_softcapping={cap}, "
+            f"got softcap={criterion.softcap}"
+        )
+    if head.weight.is_meta:
+        return
+    modes = [(part, part.training) for part in model.modules()]
     model.eval()
     try:
-        ids = torch.arange(2, device=head.weight.device).unsqueeze(0)
+        ids = torch.zeros(1, 2, dtype=torch.long, device=head.weight.device)
         found = _logits(model(input_ids=ids))
-        hidden = base(input_ids=ids, return_dict=True).last_hidden_state
-        wanted = _capped(nn.functional.linear(hidden, head.weight, getattr(head, "bias", None)), criterion.softcap)
+        with _recorded(head) as seen:
+            model(input_ids=ids)
+        wanted = nn.functional.linear(_only(seen), head.weight, getattr(head, "bias", None))
     finally:
-        model.train(was)
-    scale = float(found.abs().max())
-    if found.shape != wanted.shape or float((found - wanted).abs().max()) > 1e-2 * max(scale, 1e-6):
-        config = getattr(model, "config", None)
-        cap = getattr(config, "final_logit_softcapping", None)
-        hint = f"; its config has final_logit_softcapping={cap}, give the criterion softcap={cap}" if cap else ""
+        for part, training in modes:
+            part.training = training
+    wanted, found = _capped(wanted, criterion.softcap).float(), found.float()
+    if found.shape != wanted.shape or bool((found - wanted).abs().max() > 1e-2 * found.abs().max()):
         raise ValueError(
-            f"fuse: the logits of {type(model).__name__} must be its output embeddings of the last hidden states under "
-            f"softcap={criterion.softcap}, but they differ{hint}"
+            f"fuse: the logits of {type(model).__name__} must be its output embeddings of the last hidden states, "
+            "but it does more to them"
         )
 
 
@@ -299,18 +495,26 @@ def reweighed(trainer_class: type[Any]) -> type[Any]:
 
     - The loss is the objective's. On a :class:`~reweigh.losses.LinearCausalLM` the model is fused (:func:`fuse`).
     - Columns that its weighting needs (``sample_weight``, ``span``, ``group``, ``index``, ``reference_loss``, ...) are
-      taken out of the batch; use ``remove_unused_columns=False`` and :class:`WithColumns`.
-    - Gradient accumulation: with reduction ``"mean"`` the Trainer's count of labels is the denominator, exactly as in
-      one large batch. Other reductions are averaged over the micro-batches.
-    - ``WeightingTrainerCallback`` is attached: events, state beside checkpoints, resume.
+      kept in the data set and taken out of the batch. Where the collator pads, wrap it in :class:`WithColumns`.
+    - Gradient accumulation and several processes: the loss and its gradient are those of all micro-batches of all
+      ranks as one batch, whatever ``average_tokens_across_devices`` says. With reduction ``"mean"`` what counts is
+      counted before the step, by ``sample_weight`` and ``mask`` too; with others, or with class weights in the
+      criterion, an :class:`~reweigh.losses.Accumulator` divides the gradients after the last micro-batch. What neither
+      can do (``"group_mean"``, penalties, differentiated weights in a ``"weighted_mean"``) is a mean over calls.
+    - In evaluation the loss is the objective's on each batch.
+    - ``WeightingTrainerCallback`` is attached, if it is not among ``callbacks=``: events, state, resume.
     - What the objective learns joins the optimizer, without weight decay; its gradients are averaged over ranks, and
       not clipped with the model's.
+    - Metrics that the class itself computes with its loss (``SFTTrainer``: entropy, token accuracy) are not computed.
 
     Args:
         trainer_class: ``transformers.Trainer`` or a class derived from it, such as ``trl.SFTTrainer``.
 
     Raises:
         TypeError: If it is no such class.
+        ValueError: When a trainer is made, under ``DataParallel``, with ``label_smoothing_factor`` (the criterion has
+            it), for a model with an auxiliary loss, or if gradients are to be divided afterwards under DeepSpeed; and
+            as :func:`fuse` does.
 
     Example:
         >>> reweighed(Trainer)(objective=objective, model=model, args=args)  # doctest: +SKIP
@@ -321,20 +525,86 @@ def reweighed(trainer_class: type[Any]) -> type[Any]:
         raise TypeError(f"reweighed: trainer_class must derive from transformers.Trainer, got {trainer_class!r}")
 
     class Reweighed(trainer_class):  # type: ignore[misc]
+        loss_is_scaled_for_ga = True  # what compute_loss returns is divided already
+
         def __init__(self, *args: Any, objective: Objective, **kwargs: Any) -> None:
             self.objective = _checked("reweighed", objective)
-            self._fused = isinstance(objective.criterion, LinearCausalLM)
+            self._columns = columns_of(objective)
+            self._counts = _not_a_count(objective) is None and isinstance(
+                objective.criterion, (CausalLM, LinearCausalLM)
+            )
+            self._accumulate = None if self._counts else _accumulator(objective)
+            self._waiting = 0
             super().__init__(*args, **kwargs)
-            if self._fused:
-                fuse(self.accelerator.unwrap_model(self.model), objective)
-            self.model_accepts_loss_kwargs = True  # the count of labels, whatever the model's own loss takes
-            self.loss_is_scaled_for_ga = objective.reduction.name == "mean"
-            self._weighting = _callback_class()(objective)
-            self.add_callback(self._weighting)
+            if self.args.n_gpu > 1:
+                raise ValueError("reweighed: one process must have one device (torchrun), got DataParallel")
+            if self.args.label_smoothing_factor:
+                raise ValueError(
+                    "reweighed: label_smoothing_factor must be 0 in the arguments, the criterion has label_smoothing=; "
+                    f"got {self.args.label_smoothing_factor}"
+                )
+            if self._accumulate is not None and getattr(self, "is_deepspeed_enabled", False):
+                raise ValueError(
+                    "reweighed: under DeepSpeed gradients cannot be divided after the last micro-batch; use reduction "
+                    f"'mean' without class weights in the criterion, got {objective!r}"
+                )
+            self._fuse(self.model)
+            self.model_accepts_loss_kwargs = True  # versions without loss_is_scaled_for_ga: no second division
+            kind = _callback_class()
+            given = [c for c in self.callback_handler.callbacks if isinstance(c, kind) and c.objective is objective]
+            self._weighting = given[0] if given else kind(objective)
+            if not given:
+                self.add_callback(self._weighting)
+
+        def _fuse(self, model: Any) -> None:
+            _must_be_alone("reweighed", _bare(model))
+            found = _fused_state(_bare(model))
+            if found is not None and found.objective is not None:
+                if found.objective is not self.objective:
+                    raise ValueError("reweighed: the model must be fused with the trainer's objective, got another")
+            elif isinstance(_innermost(self.objective), LinearCausalLM):
+                fuse(model, self.objective)
+
+        def call_model_init(self, *args: Any, **kwargs: Any) -> Any:
+            model = super().call_model_init(*args, **kwargs)
+            self._fuse(model)
+            return model
+
+        def _set_signature_columns_if_needed(self) -> None:
+            super()._set_signature_columns_if_needed()
+            self._signature_columns += sorted(self._columns - set(self._signature_columns))
 
         def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None:
             self._weighting.source = resume_from_checkpoint
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+        def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+            batches, items = super().get_batch_samples(*args, **kwargs)
+            self._waiting = len(batches)
+            if self._accumulate is not None:
+                self._accumulate.reset()
+            if self._counts:
+                items = self._counted(batches)
+            return batches, torch.ones(()) if items is None else items
+
+        def _counted(self, batches: list[Any]) -> Tensor:
+            """What counts in a step, per process on average: DDP's gradients are means over processes."""
+            device = self.args.device
+            own = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+            for batch in batches:
+                own += _count(self.objective.criterion, batch).to(own)
+            return self.accelerator.gather(own.reshape(1)).mean() if self.accelerator.num_processes > 1 else own
+
+        def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Tensor:
+            loss: Tensor = super().training_step(model, *args, **kwargs)
+            self._waiting -= 1
+            if self._accumulate is None:
+                return loss
+            if self._waiting > 0:
+                return torch.zeros_like(loss)
+            own = learned_parameters(self.objective)
+            known = {id(parameter) for parameter in own}
+            return self._accumulate.finish([*own, *(p for p in model.parameters() if id(p) not in known)]).to(loss)
 
         def compute_loss(
             self,
@@ -344,25 +614,33 @@ def reweighed(trainer_class: type[Any]) -> type[Any]:
             num_items_in_batch: float | Tensor | None = None,
         ) -> Any:
             inputs = dict(inputs)
-            columns = {name: inputs.pop(name) for name in columns_of(self.objective) if name in inputs}
             labels = inputs.pop("labels", None)
             if labels is None:
                 raise ValueError(f"{type(self).__name__}: labels must be in the batch, got {sorted(inputs)}")
-            items = num_items_in_batch if self.objective.reduction.name == "mean" else None
-            self.objective.train(model.training)
-            if self._fused:
-                outputs = model(**inputs, labels=labels, num_items_in_batch=items, **columns)
+            columns = {name: inputs.pop(name) for name in self._columns if name in inputs}
+            training = model.training and torch.is_grad_enabled()
+            self.objective.train(training)
+            items = num_items_in_batch if training and self._counts else None
+            call: Callable[..., Tensor] = functools.partial(self.objective.forward, num_items=items)
+            if training and self._accumulate is not None:
+                call = self._accumulate
+            found = _fused_state(_bare(self.model))
+            if found is not None and found.objective is not None:
+                found.call = call
+                try:
+                    outputs = model(**inputs, labels=labels, **columns)
+                finally:
+                    found.call = None
                 loss = outputs["loss"]
             else:
                 outputs = model(**inputs)
                 logits = _logits(outputs)
-                if next(self.objective.buffers(), logits).device != logits.device:
-                    self.objective.to(logits.device)
-                loss = self.objective.forward(
-                    logits, labels.to(logits.device), num_items=items, **_placed(columns, logits.device)
+                _beside(self.objective, logits)
+                loss = call(logits, labels.to(logits.device), **_placed(columns, logits.device))
+            if training and items is None and self._accumulate is None:
+                loss = loss / getattr(
+                    self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps
                 )
-            if self.args.average_tokens_across_devices and items is not None:
-                loss = loss * self.accelerator.num_processes  # the Trainer's gradients are means over ranks
             return (loss, outputs) if return_outputs else loss
 
         def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
@@ -378,6 +656,27 @@ def reweighed(trainer_class: type[Any]) -> type[Any]:
     return Reweighed
 
 
+def _accumulator(objective: Objective) -> Accumulator | None:
+    try:
+        return Accumulator(objective)
+    except ValueError:
+        return None
+
+
+def _count(criterion: Any, batch: Mapping[str, Any]) -> Tensor:
+    """How many labels of a batch count, each as often as its weight says."""
+    labels = batch.get("labels")
+    if not isinstance(labels, Tensor):
+        return torch.zeros(())  # compute_loss says what is missing
+    counts = (labels != criterion.ignore_index).double()
+    for name in ("sample_weight", "mask"):
+        given = batch.get(name)
+        if given is not None:
+            counts = counts * (given.unsqueeze(1) if given.ndim == 1 else given).to(counts)
+    found: Tensor = counts[:, int(criterion.shift) :].sum()
+    return found
+
+
 @functools.cache
 def _callback_class() -> type[Any]:
     from pathlib import Path
@@ -389,36 +688,76 @@ def _callback_class() -> type[Any]:
         """Sends an objective its events in Hugging Face's Trainer.
 
         ``fit`` with the class counts, if any, as training begins; ``step`` and ``epoch`` as they end, each once
-        whatever is resumed; ``validation`` after an evaluation. Where the objective is no part of the model its state
-        is saved in each checkpoint's folder (``reweigh_objective.pt``) and loaded from the one that is resumed, in
-        ``args.output_dir`` (the trainer class of ``reweighed`` finds it anywhere).
+        whatever is resumed; ``validation`` after each evaluation while training runs. Where the objective is no part of
+        the model, its validation losses are observed, it is moved to the model's device, and its state is saved in each
+        checkpoint's folder (``reweigh_objective.pt``) and loaded from the one that is resumed, in ``args.output_dir``
+        (the trainer class of ``reweighed`` finds it anywhere), or that ``load_best_model_at_end`` takes.
+
+        Warns (``UserWarning``) about learned weights that no optimizer has.
 
         Args:
             objective: The objective.
             class_counts: Occurrences per class or token. Default none.
+
+        Raises:
+            FileNotFoundError: When training is resumed, if the objective has state and the folder has none of it.
         """
 
         def __init__(self, objective: Objective, *, class_counts: Iterable[float] | Tensor | None = None) -> None:
             self.objective = _checked("WeightingTrainerCallback", objective)
             self.class_counts = class_counts
             self.source: Any = None
+            self._running = False
+            self._observing = ExitStack()
 
         def _apart(self, model: Any) -> bool:
             inside = {id(part) for part in model.modules()} if isinstance(model, nn.Module) else set()
             return id(self.objective) not in inside
 
         def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            self._running = True
             if self.class_counts is not None:
                 self.objective.update("fit", class_counts=self.class_counts)
-            step = state.global_step
-            saved = Path(self.source or Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}") / STATE
-            if step and self._apart(model):
-                if not saved.exists():
-                    raise FileNotFoundError(
-                        f"WeightingTrainerCallback: {saved} must be there to resume at step {step}: it holds what the "
-                        "weighting has learned"
+            learned, optimizer = learned_parameters(self.objective), kwargs.get("optimizer")
+            if learned and optimizer is not None:
+                known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+                if any(id(parameter) not in known for parameter in learned):
+                    warnings.warn(
+                        "WeightingTrainerCallback: the objective learns weights that the optimizer does not have, so "
+                        "they stay as they are; use the trainer class of reweighed(), or give it the parameters",
+                        stacklevel=2,
                     )
+            if self._apart(model):
+                self._join(model)
+                if state.global_step:
+                    folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+                    self._load(Path(self.source or folder) / STATE, f"to resume at step {state.global_step}")
+            if state.global_step and abs(state.epoch - round(state.epoch)) < 1e-6:
+                # a checkpoint of an epoch's last step is written before the epoch ends
+                self.objective.update("epoch", index=round(state.epoch) - 1)
+
+        def _join(self, model: Any) -> None:
+            own = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+            if own is not None:
+                _beside(self.objective, own)
+            if any("validation" in getattr(part, "feeds", ()) for part in dynamics(self.objective)):
+                self._observing.close()
+                self._observing.enter_context(self.objective.observing_validation())
+
+        def _load(self, saved: Path, why: str) -> None:
+            if saved.exists():
                 self.objective.load_state_dict(torch.load(saved, map_location="cpu", weights_only=True))
+            elif self.objective.state_dict():
+                raise FileNotFoundError(
+                    f"WeightingTrainerCallback: {saved} must be there {why}: it holds what the weighting has learned"
+                )
+
+        def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            self._running = False
+            self._observing.close()
+            best = state.best_model_checkpoint
+            if args.load_best_model_at_end and best and self._apart(model):
+                self._load(Path(best) / STATE, "beside the best model")
 
         def _own(self, model: Any) -> list[nn.Parameter]:
             """What is learned outside the model: DDP does not see it, and the Trainer clears the model's gradients."""
@@ -443,11 +782,11 @@ def _callback_class() -> type[Any]:
                 self.objective.update("epoch", index=done - 1)
 
         def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if any("validation" in getattr(part, "feeds", ()) for part in dynamics(self.objective)):
+            if self._running:
                 self.objective.update("validation")
 
         def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-            if self._apart(model) and state.is_world_process_zero:
+            if self._apart(model) and args.should_save:
                 folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
                 folder.mkdir(parents=True, exist_ok=True)
                 torch.save(self.objective.state_dict(), folder / STATE)
