@@ -514,7 +514,7 @@ def reweighed(trainer_class: type[Any]) -> type[Any]:
         TypeError: If it is no such class.
         ValueError: When a trainer is made, under ``DataParallel``, with ``label_smoothing_factor`` (the criterion has
             it), for a model with an auxiliary loss, or if gradients are to be divided afterwards under DeepSpeed; and
-            as :func:`fuse` does.
+            as :func:`fuse` does. In training, if labels are missing, or the collator drops ``sample_weight``.
 
     Example:
         >>> reweighed(Trainer)(objective=objective, model=model, args=args)  # doctest: +SKIP
@@ -581,6 +581,12 @@ def reweighed(trainer_class: type[Any]) -> type[Any]:
         def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
             batches, items = super().get_batch_samples(*args, **kwargs)
             self._waiting = len(batches)
+            has = set(getattr(self.train_dataset, "column_names", None) or ())
+            if batches and "sample_weight" in has and "sample_weight" not in batches[0]:
+                raise ValueError(
+                    "reweighed: the data set has a column 'sample_weight' that the collator leaves out; wrap it in "
+                    "WithColumns(collator, ['sample_weight'])"
+                )
             if self._accumulate is not None:
                 self._accumulate.reset()
             if self._counts:

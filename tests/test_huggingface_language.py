@@ -96,13 +96,13 @@ def arguments(folder, **options):
     return transformers.TrainingArguments(output_dir=str(folder), **{**settings, **options})
 
 
-def plain_steps(model, objective, data, steps=2, batch=8, rate=0.1):
+def plain_steps(model, objective, data, steps=2, batch=8, rate=0.1, columns=()):
     """Parameters after steps of plain gradient descent on whole batches."""
     model.train()
     for step in range(steps):
-        part = collate(data[step * batch : (step + 1) * batch])
-        labels = part.pop("labels")
-        loss = objective(model(**part).logits, labels)
+        part = WithColumns(collate, columns)(data[step * batch : (step + 1) * batch])
+        labels, extra = part.pop("labels"), {name: part.pop(name) for name in columns}
+        loss = objective(model(**part).logits, labels, **extra)
         model.zero_grad()
         loss.backward()
         objective.update("step", index=step)
@@ -224,7 +224,10 @@ def test_accumulation_in_trls_trainer(micro, criterion, tmp_path):
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="w0", eos_token="w1", unk_token="w0"
     )
-    data = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in rows()]
+    data = [
+        {"input_ids": row["input_ids"], "labels": row["input_ids"], "sample_weight": float(place % 3)}
+        for place, row in enumerate(rows())
+    ]
 
     def table(rows, name):  # named, because not every pickler can hash its types
         return datasets.Dataset(datasets.table.InMemoryTable.from_pylist(rows), fingerprint=name)
@@ -240,17 +243,24 @@ def test_accumulation_in_trls_trainer(micro, criterion, tmp_path):
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
     )
-    run = ordered(reweighed(trl.SFTTrainer))(
-        model=llama(),
-        args=args,
-        train_dataset=table(data, "train"),
-        eval_dataset=table(data[:6], "eval"),
-        processing_class=tokenizer,
-        data_collator=collate,
-        objective=Objective(criterion(), copy.deepcopy(BY)),
-    )
+
+    def trainer(**options):
+        return ordered(reweighed(trl.SFTTrainer))(
+            model=llama(),
+            args=args,
+            train_dataset=table(data, "train"),
+            eval_dataset=table(data[:6], "eval"),
+            processing_class=tokenizer,
+            objective=Objective(criterion(), copy.deepcopy(BY)),
+            **options,
+        )
+
+    run = trainer()
+    with pytest.raises(ValueError, match="the collator leaves out"):
+        run.train()
+    run = trainer(data_collator=WithColumns(run.data_collator, ["sample_weight"]))
     run.train()
-    same(run.model, plain_steps(llama(), Objective(CausalLM(), BY), data))
+    same(run.model, plain_steps(llama(), Objective(CausalLM(), BY), data, columns=["sample_weight"]))
     assert math.isfinite(run.evaluate()["eval_loss"])
 
 
