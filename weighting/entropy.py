@@ -73,7 +73,7 @@ class EntropyAdaptive(Weighting):
         >>> from reweigh.losses import CausalLM, Objective
         >>> objective = Objective(CausalLM(shift=False), EntropyAdaptive(scale=None))
         >>> objective.weights(torch.tensor([[[0.0, 0.0, 0.0, 0.0], [999.0, 0.0, 0.0, 0.0]]]), torch.tensor([[0, 1]]))
-        tensor([[1.0000, 0.0000]])
+        tensor([[1., 0.]])
 
     References:
         M. Diao et al., "Entropy-Adaptive Fine-Tuning: Resolving Confident Conflicts to Mitigate Forgetting", arXiv
