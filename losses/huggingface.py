@@ -258,11 +258,13 @@ def fuse(model: Any, objective: Objective, *, evaluate_logits: bool = True) -> A
     """Make a ``*ForCausalLM`` compute its loss from hidden states, without logits.
 
     Wherever ``labels`` are given the model's ``loss`` is the objective's on the last hidden states and the matrix of
-    the output embeddings (tied or not, with bias or without). In training ``logits`` are ``None``; in evaluation they
-    are made as ever, those of ``logits_to_keep`` where it is given. Without labels nothing changes. Columns that the
-    objective's call takes (``sample_weight``, ``span``, ...) go to the objective; so does ``num_items_in_batch``, where
-    it is the denominator. What the objective learns is not part of the model: give its parameters to the optimizer, or
-    use the trainer class of :func:`reweighed`.
+    the output embeddings (tied or not, with bias or without). In training ``logits`` are ``None``; in evaluation
+    they are made as ever, those of ``logits_to_keep`` where it is given. Without labels nothing changes. Columns
+    that the objective's call takes (``sample_weight``, ``span``, ...) go to the objective; so does
+    ``num_items_in_batch``, where it is the denominator, and ``position_ids`` of the labels' shape, which start
+    again at 0 with every sequence of a packed row: what follows another sequence is not predicted from it. What the
+    objective learns is not part of the model: give its parameters to the optimizer, or use the trainer class of
+    :func:`reweighed`.
 
     Copies of the model (``copy.deepcopy``) are fused with a copy of the objective.
 
@@ -397,6 +399,7 @@ def _fused_forward(model: Any, found: _Fused, args: tuple[Any, ...], kwargs: dic
     _beside(objective, hidden)
     if found.call is None:
         objective.train(model.training)
+    columns |= _packing(objective, kwargs, labels)
     loss = (found.call or functools.partial(objective.forward, num_items=items))(
         hidden,
         head.weight,
@@ -483,6 +486,14 @@ def columns_of(objective: Objective) -> frozenset[str]:
     return frozenset(found)
 
 
+def _packing(objective: Objective, inputs: Mapping[str, Any], labels: Tensor) -> dict[str, Tensor]:
+    """Where sequences begin in packed rows, for a criterion that asks; positions of another shape tell nothing."""
+    positions = inputs.get("position_ids")
+    if not isinstance(positions, Tensor) or positions.shape != labels.shape:
+        return {}
+    return {"position_ids": positions} if "position_ids" in _innermost(objective).accepts else {}
+
+
 def _placed(columns: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in columns.items()}
 
@@ -501,6 +512,8 @@ def reweighed(trainer_class: type[Any]) -> type[Any]:
       counted before the step, by ``sample_weight`` and ``mask`` too; with others, or with class weights in the
       criterion, an :class:`~reweigh.losses.Accumulator` divides the gradients after the last micro-batch. What neither
       can do (``"group_mean"``, penalties, differentiated weights in a ``"weighted_mean"``) is a mean over calls.
+    - Packed rows (``position_ids`` that start again at 0): no sequence is predicted from the one before it, and
+      ``"sequence_mean"`` counts each of them.
     - In evaluation the loss is the objective's on each batch.
     - ``WeightingTrainerCallback`` is attached, if it is not among ``callbacks=``: events, state, resume.
     - What the objective learns joins the optimizer, without weight decay; its gradients are averaged over ranks, and
@@ -642,6 +655,7 @@ def reweighed(trainer_class: type[Any]) -> type[Any]:
                 outputs = model(**inputs)
                 logits = _logits(outputs)
                 _beside(self.objective, logits)
+                columns |= _packing(self.objective, inputs, labels)
                 loss = call(logits, labels.to(logits.device), **_placed(columns, logits.device))
             if training and items is None and self._accumulate is None:
                 loss = loss / getattr(
@@ -675,6 +689,9 @@ def _count(criterion: Any, batch: Mapping[str, Any]) -> Tensor:
     if not isinstance(labels, Tensor):
         return torch.zeros(())  # compute_loss says what is missing
     counts = (labels != criterion.ignore_index).double()
+    positions = batch.get("position_ids")
+    if criterion.shift and isinstance(positions, Tensor) and positions.shape == labels.shape:
+        counts = counts * (positions != 0).to(counts)  # nothing predicts the first of a packed sequence
     for name in ("sample_weight", "mask"):
         given = batch.get(name)
         if given is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks import run_lightning
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -381,6 +382,32 @@ def test_columns_are_padded_where_the_labels_are():
         WithColumns(collate, ["w"])(data)
 
 
+# packed rows
+
+
+def flat(batch):
+    """One row of all sequences behind each other, whose labels are all there."""
+    found = {name: torch.tensor([[v for row in batch for v in row[name]]]) for name in ("input_ids", "labels")}
+    return {**found, "position_ids": torch.tensor([[v for row in batch for v in range(len(row["labels"]))]])}
+
+
+@pytest.mark.parametrize("criterion", [CausalLM, LinearCausalLM])
+@pytest.mark.parametrize("reduction", ["mean", "sequence_mean"])
+def test_packed_sequences_are_kept_apart(criterion, reduction, tmp_path):
+    """As in padded rows: without what is predicted across a boundary, which no label of -100 keeps away."""
+    transformers = pytest.importorskip("transformers")
+    data = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in rows()]
+    run = ordered(reweighed(transformers.Trainer))(
+        model=llama(attn_implementation="eager"),
+        args=arguments(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4),
+        train_dataset=data,
+        data_collator=flat,
+        objective=Objective(criterion(), copy.deepcopy(BY), reduction),
+    )
+    run.train()
+    same(run.model, plain_steps(llama(), Objective(CausalLM(), BY, reduction), data))
+
+
 # fused models
 
 
@@ -605,6 +632,24 @@ def test_resuming_is_going_on(criterion, tmp_path):
     (middle / STATE).unlink()
     with pytest.raises(FileNotFoundError, match=STATE):
         run(tmp_path / "again").train(resume_from_checkpoint=str(middle))
+
+
+@pytest.mark.parametrize("name", ["learned", "weighted_mean"])
+def test_two_processes_are_one(name, tmp_path):
+    """Two ranks with two micro-batches each: parameters, running losses and the learned weight of one process."""
+    pytest.importorskip("transformers")
+    import huggingface_worker
+
+    whole = huggingface_worker.train(name, tmp_path / "one", per_device_train_batch_size=8)
+    ranks = run_lightning(Path(huggingface_worker.__file__), tmp_path, name)
+    for rank in ranks:
+        for part, values in whole.items():
+            assert rank[part].keys() == values.keys()
+            for key, value in values.items():
+                torch.testing.assert_close(
+                    rank[part][key], value, rtol=1e-5, atol=1e-6, msg=lambda text, k=key: f"{k}: {text}"
+                )
+    assert all(torch.equal(value, ranks[1]["own"][key]) for key, value in ranks[0]["own"].items())
 
 
 class OfValidation(Weighting):
