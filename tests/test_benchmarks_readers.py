@@ -324,7 +324,9 @@ def test_long_tail_of_the_papers():
     assert long_tail_counts(5000, 10, 100, "step") == [5000] * 5 + [50] * 5
     assert long_tail_counts(7, 1, 3) == [7]
     assert long_tail_counts(900, 3, 9) == [900, 300, 100]
-    assert long_tail_counts(1000, 4, 1000) == [1000, 100, 10, 1]  # 1000 ** (-1 / 3) is not 0.1 in floats
+    assert long_tail_counts(1000, 4, 1000) == [1000, 100, 10, 1]
+    assert int(32 * 32 ** (-2 / 5)) == 7  # the floats of the formula say 7 where it is 8
+    assert long_tail_counts(32, 6, 32) == [32, 16, 8, 4, 2, 1]
 
 
 @given(
