@@ -9,13 +9,17 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
 
 from .progress import Progress
 from .report import report
 from .runner import run
 from .store import StoreError
 from .suites import SUITES, Suite
+from .summary import value
+from .tune import FIRST_SEED, differs, tune
 
 QUICK_SEEDS = 3
 
@@ -46,6 +50,13 @@ def parser() -> ArgumentParser:
     again = ArgumentParser(description="Rebuild table, results.json and report.html from runs.jsonl alone.")
     again.add_argument("folder", type=str, metavar="DIR", help="folder of results")
     commands.add_subcommand("report", again, help="rebuild the report of a folder")
+
+    choose = ArgumentParser(description="Try every combination of a suite's grid on validation data, seeds 100 and on.")
+    choose.add_argument("suite", type=str, metavar="SUITE", help="a name from `list`")
+    choose.add_argument("--methods", type=str, metavar="A,B", help="only these; the default is all that have a grid")
+    choose.add_argument("--seeds", type=int, default=6, help="number of repetitions")
+    choose.add_argument("--workers", type=int, help="processes; the default is the number of cores")
+    commands.add_subcommand("tune", choose, help="how a suite's settings were chosen, again")
     return top
 
 
@@ -62,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "report":
             report(Path(options.report.folder), console)
             return 0
+        if options.command == "tune":
+            return _tune(options.tune, console)
         return _run(options.run, f"python -m reweigh.benchmarks {shlex.join(arguments)}", console)
     except (UsageError, StoreError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -78,6 +91,34 @@ def _list(console: Console) -> int:
         for method in suite.methods:
             mark = "  (baseline)" if method is suite.baseline else ""
             console.print(f"  {method.name:18}{method.what}{mark}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _tune(options: Namespace, console: Console) -> int:
+    suite = SUITES[_known("suite", options.suite, list(SUITES))]()
+    with_grid = [method.name for method in suite.methods if method.name in suite.grid]
+    if not with_grid:
+        raise UsageError(f"{suite.name} has no grid")
+    asked = [name.strip() for name in (options.methods or "").split(",") if name.strip()] or with_grid
+    names = [_known("method with a grid", name, with_grid) for name in asked]
+    for name, number in (("--seeds", options.seeds), ("--workers", options.workers)):
+        if number is not None and number < 1:
+            raise UsageError(f"{name} must be >= 1, got {number}")
+    rows = tune(suite, names, seeds=options.seeds, workers=options.workers)
+    metric = suite.metric(suite.chosen_by)
+    table = Table(
+        title=f"{suite.title}: {metric.label}, mean over {options.seeds} seeds from {FIRST_SEED}", box=SIMPLE_HEAD
+    )
+    for heading in ("method", "settings", metric.label):
+        table.add_column(heading, justify="right" if heading == metric.label else "left")
+    for row in rows:
+        settings = ", ".join(f"{name} {setting}" for name, setting in row.own.items())
+        table.add_row(row.method, settings, value(metric, row.mean))
+    console.print(table)
+    for name in names:
+        best = next(row for row in rows if row.method == name)
+        said = "the suite has others" if differs(suite, best) else "as in the suite"
+        console.print(f"{name}: best {best.own}, {said}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -81,7 +81,8 @@ def differences(summary: Summary) -> Figure | None:
         return None
     scale = 100.0 if metric.share else 1.0
     base = {run.seed: run.metrics[metric.name] for run in summary.baseline.runs}
-    gates = {gate.method: gate.at_least for gate in summary.suite.gates if gate.metric == metric.name}
+    sign = 1.0 if metric.higher_is_better else -1.0
+    gates = {g.method: sign * g.at_least for g in summary.suite.gates if g.metric == metric.name and g.at_least}
     with _canvas(0.9 + 0.46 * len(rows)) as (canvas, render):
         axes = canvas.add_subplot()
         axes.axvline(0, color="black", linewidth=0.8)

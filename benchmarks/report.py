@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,14 @@ from rich.table import Table
 
 from .page import page
 from .store import RUNS, Contents, Store, StoreError, complaint
-from .suites import SUITES, Metric
+from .suites import SUITES, Metric, Recorded, Suite
 from .summary import FEWEST_FOR_TEST, Row, Summary, interval, probability, signed, summarize, value
 
 RESULTS, REPORT = "results.json", "report.html"
 
 
-def report(folder: Path, console: Console) -> list[Summary]:
-    """Write both files from the runs alone, print the tables, and return the summaries.
+def read(folder: Path, console: Console) -> tuple[list[Summary], Contents]:
+    """The summaries of a folder, in the order of the program's suites, and what it holds.
 
     Raises:
         StoreError: If the folder holds nothing that can be reported.
@@ -35,19 +36,64 @@ def report(folder: Path, console: Console) -> list[Summary]:
     contents = store.read()
     if contents.broken:
         _say(console, complaint(store.path, contents))
-    names = sorted({run.suite for run in contents.runs.values()})
-    unknown = [name for name in names if name not in SUITES]
+    suites: dict[str, Suite] = {name: kind() for name, kind in SUITES.items()}
+    for session in contents.sessions:
+        for name, description in session.get("suites", {}).items():
+            suites.setdefault(name, Recorded(description))
+    names = {run.suite for run in contents.runs.values()}
+    unknown = sorted(names - set(suites))
     if unknown:
         _say(console, f"left out, unknown to this version: {', '.join(unknown)}")
-    summaries = [summarize(SUITES[name](), contents.of(name)) for name in names if name in SUITES]
+    summaries = [summarize(suite, contents.of(name)) for name, suite in suites.items() if name in names]
     if not summaries:
         raise StoreError(f"{store.path} holds no finished run; start one with: python -m reweigh.benchmarks run SUITE")
+    return summaries, contents
+
+
+def report(folder: Path, console: Console) -> list[Summary]:
+    """Write both files from the runs alone, print the tables, and return the summaries.
+
+    Raises:
+        StoreError: If the folder holds nothing that can be reported.
+    """
+    summaries, contents = read(folder, console)
+    if len(summaries) > 1:
+        overview(summaries, console)
     for summary in summaries:
         show(summary, console)
     _write(folder / RESULTS, json.dumps(results(summaries, contents), indent=1, allow_nan=False) + "\n")
     _write(folder / REPORT, page(summaries, contents.sessions))
     _say(console, f"report: {folder / REPORT}   numbers: {folder / RESULTS}")
     return summaries
+
+
+def overview(summaries: Sequence[Summary], console: Console) -> None:
+    """Print what each suite's methods do to its first column, the best first."""
+    table = _table("Overview: first column of each suite, difference to its baseline", "baseline", "difference", "")
+    table.columns[0].header = "suite, method"
+    for summary in summaries:
+        metric = summary.suite.primary
+        base = summary.baseline
+        table.add_row(
+            f"{summary.suite.name}: {metric.label}", value(metric, base.means[metric.name]), "", "", style="bold"
+        )
+        for row in summary.others:
+            found = row.versus[metric.name]
+            table.add_row(
+                f"  {row.method.label}",
+                "",
+                f"{signed(metric, found.mean)} {interval(metric, found)}",
+                verdict(row, metric),
+            )
+    console.print(table)
+
+
+def verdict(row: Row, metric: Metric) -> str:
+    """Better, worse, or neither, in a word."""
+    found = row.versus[metric.name]
+    if not found.clear:
+        return "no clear difference" if found.t_low is not None else "one repetition"
+    return "better" if (found.mean > 0) == metric.higher_is_better else "worse"
 
 
 def remarks(summary: Summary) -> list[str]:

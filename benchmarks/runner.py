@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import joblib
 
@@ -14,6 +17,11 @@ from .environment import describe
 from .progress import Progress
 from .store import RUNS, Contents, Run, Store, StoreError
 from .suites import Suite
+
+
+ATTEMPTS = 4
+"""How often work is handed out before workers that die are given up on."""
+BACKENDS = ("local", "dask", "ray")
 
 
 @dataclass(frozen=True)
@@ -109,48 +117,125 @@ def run(
     workers: int | None,
     command: str,
     progress: Progress,
+    backend: str = "local",
+    scheduler: str | None = None,
 ) -> Contents:
     """Fill the folder with what is missing of each (suite, number of seeds, methods).
 
-    Work goes through :class:`joblib.Parallel`, so ``joblib.parallel_config(backend=...)`` around the call moves it to
-    any backend of processes that yields results as they come; the folder need not be visible there.
+    Work goes through :class:`joblib.Parallel`: in local processes, or where ``backend`` says. The folder need not be
+    visible there. What a worker that died had not finished is done again, at most :data:`ATTEMPTS` times.
+
+    Args:
+        suites: What is wanted.
+        folder: Of results.
+        workers: At a time; the default is the number of cores.
+        command: Is written down beside the results.
+        progress: Is told.
+        backend: ``"local"``; ``"dask"`` and ``"ray"``, where those are installed.
+        scheduler: Address of Dask's scheduler or of Ray's cluster; the default is one on this machine.
 
     Raises:
         StoreError: If the folder holds results that new ones cannot be compared with.
+        RuntimeError: If workers keep dying.
     """
-    store = Store(folder)
+    store, grid = Store(folder), list(suites)
     repaired = store.repair()
     if repaired:
         progress.say(repaired)
     contents = store.read()
-    units: list[Unit] = []
-    asked = 0
-    for suite, seeds, methods in suites:
+    for suite, _, _ in grid:
         check(suite, contents)
-        ordered = [method.name for method in suite.methods if method.name in methods]
-        units += plan(suite, seeds, ordered, contents)
-        asked += seeds * len(ordered)
+    asked = sum(seeds * len(methods) for _, seeds, methods in grid)
+    units = _missing(grid, contents)
     missing = sum(len(unit.methods) for unit in units)
     if not missing:
         progress.say(f"all {asked} runs are there already; nothing to train")
         return contents
-    units = spread(units, workers or joblib.cpu_count())
-    workers = min(workers or joblib.cpu_count(), len(units))
     session = uuid.uuid4().hex[:8]
     started = time.time()
-    store.append_session(
-        {"id": session, "command": command, "workers": workers, "started": int(started), "environment": describe()}
-    )
-    if missing < asked:
-        progress.say(f"{asked - missing} of {asked} runs are there already and are kept")
-    progress.say(f"training {missing} models or corrections, {workers} at a time")
-    tasks = (joblib.delayed(work)(unit, folder, session) for unit in units)
-    with progress.watch(store, missing):
-        results = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)(tasks)
-        for done in results:
+    with placed(backend, scheduler, workers) as found:
+        workers = workers or found or joblib.cpu_count()
+        at_once = min(workers, len(units))
+        store.append_session(
+            {
+                "id": session,
+                "command": command,
+                "workers": at_once,
+                "started": int(started),
+                "environment": describe(),
+                "suites": {suite.name: suite.description() for suite, _, _ in grid if not suite.known},
+            }
+        )
+        if missing < asked:
+            progress.say(f"{asked - missing} of {asked} runs are there already and are kept")
+        progress.say(f"training {missing} models or corrections, {at_once} at a time")
+        with progress.watch(store, missing):
+            for attempt in range(1, ATTEMPTS + 1):
+                try:
+                    _work_off(spread(units, workers), workers, store, session, progress)
+                    break
+                except BrokenProcessPool as error:
+                    units = _missing(grid, store.read())
+                    if attempt == ATTEMPTS and units:
+                        raise RuntimeError(
+                            f"workers died {ATTEMPTS} times (out of memory?); {sum(len(u.methods) for u in units)} runs "
+                            "are missing. What was finished is kept, and the same command continues."
+                        ) from error
+                    progress.say("a worker died; what it had not finished is done again")
+    progress.say(f"trained in {time.time() - started:.0f} s")
+    return store.read()
+
+
+def _missing(grid: Sequence[tuple[Suite, int, Sequence[str]]], contents: Contents) -> list[Unit]:
+    units: list[Unit] = []
+    for suite, seeds, methods in grid:
+        units += plan(suite, seeds, [method.name for method in suite.methods if method.name in methods], contents)
+    return units
+
+
+def _work_off(units: list[Unit], workers: int, store: Store, session: str, progress: Progress) -> None:
+    parallel = joblib.Parallel(n_jobs=min(workers, len(units)), batch_size=1)
+    streams = bool(getattr(parallel._backend, "supports_return_generator", False))
+    # a backend that gives nothing before all is done gets a few units at a time, so that a kill loses only those
+    size = len(units) if streams else 2 * workers
+    for start in range(0, len(units), size):
+        tasks = (joblib.delayed(work)(unit, store.folder, session) for unit in units[start : start + size])
+        kind = "generator_unordered" if streams else "list"
+        for done in joblib.Parallel(n_jobs=min(workers, len(units)), return_as=kind, batch_size=1)(tasks):
             for finished in done:
                 store.append_run(finished)  # does nothing where the worker has done it
             if done:
                 progress.finished(done[0].suite, done[0].seed, len(done))
-    progress.say(f"trained in {time.time() - started:.0f} s")
-    return store.read()
+
+
+@contextmanager
+def placed(backend: str, scheduler: str | None, workers: int | None) -> Iterator[int | None]:
+    """Take what :class:`joblib.Parallel` does inside to a backend; gives the number of workers where that knows.
+
+    Raises:
+        ModuleNotFoundError: If the backend is not installed.
+    """
+    if backend == "local":
+        yield None
+        return
+    if backend == "dask":
+        from distributed import Client, LocalCluster
+
+        with ExitStack() as stack:
+            address: Any = scheduler
+            if address is None:
+                number = workers or joblib.cpu_count()
+                address = stack.enter_context(
+                    LocalCluster(n_workers=number, threads_per_worker=1, dashboard_address=None)
+                )
+            client = stack.enter_context(Client(address))
+            stack.enter_context(joblib.parallel_config(backend="dask"))
+            yield sum(client.nthreads().values())
+        return
+    import ray
+    from ray.util.joblib import register_ray
+
+    ray.init(address=scheduler, num_cpus=None if scheduler else workers, ignore_reinit_error=True)
+    register_ray()
+    with joblib.parallel_config(backend="ray"):
+        yield int(ray.cluster_resources().get("CPU", 1))

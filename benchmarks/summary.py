@@ -151,17 +151,25 @@ def _corrected(rows: list[Row], primary: str) -> list[Row]:
 
 def _judge(suite: Suite, gate: Gate, rows: Sequence[Row], current: bool) -> GateResult:
     metric = suite.metric(gate.metric)
-    name = (
-        f"{suite.method(gate.method).label}: {metric.label} {signed(metric, gate.at_least)} or more, interval without 0"
-    )
+    if gate.at_least is not None:
+        least = gate.at_least if metric.higher_is_better else -gate.at_least
+        promise = f"{signed(metric, least)} or {'more' if metric.higher_is_better else 'less'}, interval without 0"
+    else:
+        promise = f"interval within {100 * (gate.within or 0.0):g} % of the baseline's"
+    name = f"{suite.method(gate.method).label}: {metric.label} {promise}"
     row = next((row for row in rows if row.method.name == gate.method), None)
     if row is None or row.versus[gate.metric].n < suite.seeds or not current:
         n = 0 if row is None else row.versus[gate.metric].n
         why = f"{n} of {suite.seeds} seeds" if current else "made with other settings than this version's"
         return GateResult(gate, None, f"{name}: not evaluated ({why})")
     found = row.versus[gate.metric]
-    sign = 1.0 if metric.higher_is_better else -1.0
-    passed = sign * found.mean >= abs(gate.at_least) and found.clear
+    if gate.at_least is not None:
+        sign = 1.0 if metric.higher_is_better else -1.0
+        passed = sign * found.mean >= gate.at_least and found.clear
+    else:
+        edge = (gate.within or 0.0) * abs(rows[0].means[gate.metric])
+        low, high = found.t_low, found.t_high
+        passed = low is not None and high is not None and -edge <= low and high <= edge
     text = f"{name}: {'pass' if passed else 'FAIL'}, measured {signed(metric, found.mean)} {interval(metric, found)}"
     return GateResult(gate, passed, text)
 

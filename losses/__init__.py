@@ -35,7 +35,15 @@ from .criteria import (
 from .gradient_balancing import GradientBalancer
 from .language import PowerLawDecayLoss, TLDRLoss
 from .last_layer import GroupRobustLastLayer
-from .logits import BalancedSoftmax, Chain, LogitAdjustment, LogitTransform, Temperature, posthoc_logit_adjustment
+from .logits import (
+    BalancedSoftmax,
+    BinaryLogitAdjustment,
+    Chain,
+    LogitAdjustment,
+    LogitTransform,
+    Temperature,
+    posthoc_logit_adjustment,
+)
 from .margins import CircleLogits
 from .metric import CircleClassificationLoss, CircleLoss
 from .multilabel import AsymmetricLoss, AsymmetricSingleLabelLoss
@@ -93,6 +101,7 @@ __all__ = [
     "BalancedSoftmax",
     "BatchMean",
     "BinaryCrossEntropy",
+    "BinaryLogitAdjustment",
     "CVaRLoss",
     "CausalLM",
     "Chain",

@@ -8,6 +8,7 @@ from typing import final
 
 from torch import Tensor, nn
 
+from reweigh.weighting.config import check_number
 from reweigh.weighting.dynamics import Dynamic
 from reweigh.weighting.frequency import ClassCounts, Values
 from reweigh.weighting.functional import floor_counts
@@ -29,6 +30,18 @@ class LogitTransform(Dynamic, ABC):
             target: What the criterion compares with, for transforms that depend on it (margins).
             dim: The class dimension.
         """
+
+
+def _shaped(owner: LogitTransform, shift: Tensor, logits: Tensor, dim: int) -> Tensor:
+    """One number per class, as something that can be added to logits."""
+    if shift.numel() != logits.shape[dim]:
+        raise ValueError(
+            f"{type(owner).__name__}: has counts of {shift.numel()} classes, "
+            f"but the logits have {logits.shape[dim]} along dimension {dim}"
+        )
+    shape = [1] * logits.ndim
+    shape[dim] = -1
+    return shift.to(logits.dtype).reshape(shape)
 
 
 @final
@@ -83,21 +96,11 @@ class LogitAdjustment(LogitTransform):
         )
 
     def forward(self, logits: Tensor, target: Tensor | None = None, *, dim: int = 1) -> Tensor:
-        return logits + self._shaped(self.shift(), logits, dim)
+        return logits + _shaped(self, self.shift(), logits, dim)
 
     def posthoc(self, logits: Tensor, *, dim: int = -1) -> Tensor:
         """Logits of a model trained *without* adjustment, corrected for balanced classes: ``z - tau log pi``."""
-        return logits - self._shaped(self.shift(), logits, dim)
-
-    def _shaped(self, shift: Tensor, logits: Tensor, dim: int) -> Tensor:
-        if shift.numel() != logits.shape[dim]:
-            raise ValueError(
-                f"{type(self).__name__}: has counts of {shift.numel()} classes, "
-                f"but the logits have {logits.shape[dim]} along dimension {dim}"
-            )
-        shape = [1] * logits.ndim
-        shape[dim] = -1
-        return shift.to(logits.dtype).reshape(shape)
+        return logits - _shaped(self, self.shift(), logits, dim)
 
 
 @final
@@ -135,6 +138,61 @@ class BalancedSoftmax(LogitTransform):
     def forward(self, logits: Tensor, target: Tensor | None = None, *, dim: int = 1) -> Tensor:
         adjusted: Tensor = self.adjustment(logits, target, dim=dim)
         return adjusted
+
+
+@final
+class BinaryLogitAdjustment(LogitTransform):
+    r"""Logit adjustment for independent labels: add each label's log-odds of being present while training.
+
+    .. math:: z'_c = z_c + \tau \log \frac{\pi_c}{1 - \pi_c}
+
+    - :math:`\pi_c`: share of the training samples that have label c, ``counts[c] / samples``
+    - :math:`\tau`: ``tau``; 0 is neutral
+
+    At inference use the model's own logits: a label is then predicted where the sample makes it likelier than it is
+    on average. It is the two-class softmax adjustment of each label against its absence.
+
+    Args:
+        counts: Samples that have each label, >= 0.
+        samples: Number of training samples, at least every count. Counts of 0 and of all samples read as half a sample
+            from the end.
+        tau: Finite and >= 0, or a schedule. Default 1.
+
+    Shapes:
+        Logits with the label dimension ``dim``; returns the same shape.
+
+    Raises:
+        ValueError: If a count is above ``samples``, or as :class:`LogitAdjustment`.
+
+    Example:
+        >>> import torch
+        >>> BinaryLogitAdjustment([10, 50], samples=100)(torch.zeros(1, 2))
+        tensor([[-2.1972,  0.0000]])
+
+    References:
+        A. K. Menon et al., "Long-Tail Learning via Logit Adjustment", ICLR 2021, in the two-class case.
+    """
+
+    def __init__(self, counts: Values, *, samples: float, tau: float | Schedule = 1.0) -> None:
+        super().__init__()
+        self.counts = ClassCounts(counts, None, owner=type(self).__name__)
+        self.samples = check_number(self, "samples", samples, low=0.0, open_low=True)
+        most = float(self.counts().max())
+        if most > self.samples:
+            raise ValueError(f"BinaryLogitAdjustment: counts must be <= samples = {self.samples:g}, got {most:g}")
+        self.tau = check_hyper(self, "tau", tau, low=0.0)
+
+    def shift(self) -> Tensor:
+        """``(C,)`` float64: what is added to each label's logits."""
+
+        def odds(counts: Tensor) -> Tensor:
+            present = counts.clamp(0.5, self.samples - 0.5)
+            return value_of(self.tau) * (present / (self.samples - present)).log()
+
+        return self.counts.derive(odds, fixed=not has_schedule(self))
+
+    def forward(self, logits: Tensor, target: Tensor | None = None, *, dim: int = 1) -> Tensor:
+        return logits + _shaped(self, self.shift(), logits, dim)
 
 
 @final

@@ -96,8 +96,7 @@ def test_group_methods_share_initial_network_and_batches(spurious, monkeypatch):
 
 
 def test_jtt_weighs_what_a_short_training_gets_wrong(spurious, monkeypatch):
-    monkeypatch.setitem(digits_spurious.OWN, "jtt", {"first_steps": 8, "times": 20})
-    trial = spurious.prepare(0)
+    trial = spurious.with_own("jtt", {"first_steps": 8}).prepare(0)
     weights, milliseconds, details = trial._errors()
     assert set(weights.tolist()) == {1.0, 20.0}
     assert milliseconds > 0
@@ -109,9 +108,9 @@ def test_jtt_weighs_what_a_short_training_gets_wrong(spurious, monkeypatch):
     given = {}
     real = training.train
 
-    def spy(net, objective, data, **options):
-        given[len(given)] = data, options["module"].meta, options["steps"]
-        return real(net, objective, data, **options)
+    def spy(net, objective, data, options, **others):
+        given[len(given)] = data, others["module"].meta, options["steps"]
+        return real(net, objective, data, options, **others)
 
     monkeypatch.setattr(training, "train", spy)
     trial.run("jtt")
@@ -173,7 +172,7 @@ def test_the_best_look_is_kept_and_the_first_of_equals():
     best = KeepBest(score, 3)
     data = torch.randn(8, 2), torch.randint(2, (8,))
     options = {"steps": 10, "batch_size": 4, "lr": 0.1, "weight_decay": 0.0}
-    training.train(net, Objective(CrossEntropy()), data, seed=0, callbacks=[best], **options)
+    training.train(net, Objective(CrossEntropy()), data, options, seed=0, callbacks=[best])
     assert len(seen) == 4  # after 3, 6, 9 and the last
     assert best.step == 6
     assert torch.equal(net.weight, seen[1])
@@ -294,7 +293,7 @@ def test_noise_metrics_are_those_of_the_network(noisy):
 
     found = trial._test(Answers()).metrics
     assert found["accuracy"] == pytest.approx(0.98)
-    assert found["tail3_recall"] == pytest.approx((1 + 1 + 0.8) / 3)
+    assert found["tail_recall"] == pytest.approx((1 + 1 + 0.8) / 3)
     assert found["worst_recall"] == pytest.approx(0.8)
-    assert found["head3_recall"] == found["learned_wrong"] == found["val_accuracy"] == 1.0
+    assert found["head_recall"] == found["learned_wrong"] == found["val_accuracy"] == 1.0
     assert found["ece"] == pytest.approx(0.02, abs=1e-3)

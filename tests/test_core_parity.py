@@ -14,6 +14,7 @@ from torch import nn
 from reweigh.losses import (
     BalancedSoftmax,
     BinaryCrossEntropy,
+    BinaryLogitAdjustment,
     CrossEntropy,
     FocalLoss,
     FromLoss,
@@ -290,6 +291,30 @@ def test_logit_adjustment_with_tau_one_is_balanced_softmax():
     )
     by_hand = lambda a, b: nn.functional.cross_entropy(a + torch.tensor(counts, dtype=F64).log(), b)  # noqa: E731
     agree(Objective(CrossEntropy(logits=BalancedSoftmax(counts))), by_hand, x, y)
+
+
+def test_adjusted_labels_are_two_class_adjustments():
+    """Each label against its absence; counts at the ends stay finite."""
+    counts, samples = [0, 30, 100, 400, 500], 500
+    x, y = torch.randn(8, 5, dtype=F64), torch.randint(2, (8, 5)).to(F64)
+    ours = Objective(BinaryCrossEntropy(logits=BinaryLogitAdjustment(counts, samples=samples, tau=0.7)))
+    two = torch.stack([torch.tensor(counts), samples - torch.tensor(counts)], 1).to(F64).clamp(min=0.5)
+
+    def by_hand(a, b):
+        pairs = [
+            nn.functional.cross_entropy(
+                torch.stack([a[:, c], torch.zeros(8, dtype=F64)], 1) + 0.7 * (two[c] / samples).log(),
+                (1 - b[:, c]).long(),
+            )
+            for c in range(5)
+        ]
+        return sum(pairs) / 5
+
+    agree(ours, by_hand, x, y)
+    with pytest.raises(ValueError, match=r"counts must be <= samples = 10, got 30"):
+        BinaryLogitAdjustment(counts[:2], samples=10)
+    with pytest.raises(ValueError, match="has counts of 2 classes, but the logits have 3"):
+        BinaryLogitAdjustment([1, 2], samples=10)(torch.zeros(2, 3))
 
 
 @pytest.mark.parametrize(

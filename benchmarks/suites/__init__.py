@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from .base import Gate, Method, Metric, Outcome, Suite, Trial
+from .base import Gate, Method, Metric, Outcome, Recorded, Suite, Trial
 from .digits_lt50 import DigitsLT50
 from .digits_lt_noisy import DigitsLTNoisy
+from .digits_overlay_ml import DigitsOverlayML
 from .digits_spurious import DigitsSpurious
 from .digits_two_tasks import DigitsTwoTasks
+from .pydoc_lm import PydocLM
+from .pydoc_quotes import PydocQuotes
+from .unicode_category import UnicodeCategory
 
 SUITES: dict[str, type[Suite]] = {
-    suite.name: suite for suite in (DigitsLT50, DigitsTwoTasks, DigitsSpurious, DigitsLTNoisy)
+    suite.name: suite
+    for suite in (
+        DigitsLT50,
+        UnicodeCategory,
+        DigitsOverlayML,
+        PydocQuotes,
+        PydocLM,
+        DigitsSpurious,
+        DigitsTwoTasks,
+        DigitsLTNoisy,
+    )
 }
 """Every suite the program knows."""
 
@@ -17,12 +31,17 @@ __all__ = [
     "SUITES",
     "DigitsLT50",
     "DigitsLTNoisy",
+    "DigitsOverlayML",
     "DigitsSpurious",
     "DigitsTwoTasks",
     "Gate",
     "Method",
     "Metric",
     "Outcome",
+    "PydocLM",
+    "PydocQuotes",
+    "Recorded",
     "Suite",
     "Trial",
+    "UnicodeCategory",
 ]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,20 @@ class Method:
 
 @dataclass(frozen=True)
 class Gate:
-    """A promise: the mean paired difference is at least this good, and its 95 % t interval excludes 0."""
+    """A promise about the paired difference to the baseline.
+
+    ``at_least``: the mean is at least this good, and its 95 % t interval excludes 0. ``within``: the whole interval is
+    inside this share of the baseline's mean, on either side of 0: no harm, and no gain.
+    """
 
     method: str
     metric: str
-    at_least: float
+    at_least: float | None = None
+    within: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.at_least is None) == (self.within is None):
+            raise ValueError("Gate: give one of at_least and within")
 
 
 @dataclass
@@ -90,21 +103,64 @@ class Suite(ABC):
     """The first is the baseline."""
     quick: Sequence[str]
     """Names of the methods of ``--quick``."""
+    default: Sequence[str] = ()
+    """Names of the methods that are run if nothing else is said; none: all."""
     metrics: Sequence[Metric]
     """The first is the primary one: gates aside, tests are made on it only."""
     gates: Sequence[Gate] = ()
     seeds: int = 10
+    known: bool = True
+    """Whether the program has it by name; otherwise its words are kept with its results."""
+
+    training: Mapping[str, Any]
+    """What all methods share, in JSON types."""
+    own: Mapping[str, Mapping[str, Any]] = {}
+    """What a method has of its own, by method; where it names something of ``training``, it replaces that."""
+    grid: Mapping[str, Mapping[str, Sequence[Any]]] = {}
+    """What the settings were chosen among, by method: names and values, all combinations of which ``tune`` tries."""
+    chosen_by: str
+    """The metric, on validation data, by which that is done."""
 
     def __init__(self, data_root: Path | None = None) -> None:
         self.data_root = data_root
 
+    def unavailable(self) -> str | None:
+        """Why the suite cannot run here, in one line; ``None`` where it can."""
+        return None
+
     @abstractmethod
-    def settings(self, method: str) -> Mapping[str, Any]:
-        """Everything that decides a method's result except the seed, in JSON types."""
+    def protocol(self) -> Mapping[str, Any]:
+        """What the data of a seed depend on, in JSON types."""
 
     @abstractmethod
     def prepare(self, seed: int) -> Trial:
         """The split of one seed."""
+
+    def options(self, method: str) -> dict[str, Any]:
+        """All settings of a method."""
+        return {**self.training, **self.own.get(method, {})}
+
+    def settings(self, method: str) -> Mapping[str, Any]:
+        """Everything that decides a method's result except the seed, in JSON types."""
+        own = self.own.get(method, {})
+        return {"method": method, "data": dict(self.protocol()), "training": dict(self.training), **own}
+
+    def with_own(self, method: str, own: Mapping[str, Any]) -> Self:
+        """This suite with other settings of one method."""
+        other = copy.copy(self)
+        other.own = {**self.own, method: {**self.own.get(method, {}), **own}}
+        return other
+
+    def description(self) -> dict[str, Any]:
+        """What a report needs of the suite, in JSON types; :class:`Recorded` reads it."""
+        return {
+            **{name: getattr(self, name) for name in ("name", "version", "title", "summary", "story", "seeds")},
+            "notes": list(self.notes),
+            "methods": [asdict(method) for method in self.methods],
+            "metrics": [asdict(metric) for metric in self.metrics],
+            "gates": [asdict(gate) for gate in self.gates],
+            "settings": {method.name: dict(self.settings(method.name)) for method in self.methods},
+        }
 
     @property
     def baseline(self) -> Method:
@@ -128,3 +184,29 @@ class Suite(ABC):
         """Changes when a result of this method stops being comparable with earlier ones."""
         text = json.dumps([self.name, self.version, self.settings(method)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class Recorded(Suite):
+    """A suite of which only its description is there: enough for a report, not for a run."""
+
+    known = False
+
+    def __init__(self, description: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.name, self.version = str(description["name"]), int(description["version"])
+        self.title, self.summary, self.story = (str(description[name]) for name in ("title", "summary", "story"))
+        self.notes, self.seeds = tuple(description["notes"]), int(description["seeds"])
+        self.methods = tuple(Method(**method) for method in description["methods"])
+        self.metrics = tuple(Metric(**metric) for metric in description["metrics"])
+        self.gates = tuple(Gate(**gate) for gate in description["gates"])
+        self.quick = tuple(method.name for method in self.methods)
+        self._settings: Mapping[str, Mapping[str, Any]] = description["settings"]
+
+    def protocol(self) -> Mapping[str, Any]:
+        return {}
+
+    def settings(self, method: str) -> Mapping[str, Any]:
+        return self._settings[method]
+
+    def prepare(self, seed: int) -> Trial:
+        raise NotImplementedError(f"{self.name} is known from its results alone, so it cannot be run")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from .base import Gate, Method, Metric, Outcome, Suite, Trial
+from .classes import exponential, long_tail
 
 if TYPE_CHECKING:  # torch and Lightning are imported by the workers only
     from torch import Tensor, nn
@@ -33,7 +34,8 @@ TRAINING: dict[str, Any] = {
 LOOK_EVERY = 20
 """Steps between two looks at the validation data, for the one method that stops early."""
 # each the best of at most 12 pairs of settings and learning rate (3e-4, 1e-3, 3e-3), by the same accuracy and seeds
-OWN: dict[str, dict[str, Any]] = {
+OWN: Mapping[str, Mapping[str, Any]] = {
+    "ce_early": {"look_every": LOOK_EVERY},
     "gce": {"q": 0.7, "lr": 1e-3},
     "sce": {"alpha": 0.1, "beta": 1.0, "lr": 1e-3},
     "super_loss": {"lam": 1.0, "lr": 1e-3},
@@ -52,22 +54,12 @@ OWN: dict[str, dict[str, Any]] = {
 
 def class_sizes() -> list[int]:
     """Training samples per true class, most frequent first: exponential from 110 to 11."""
-    return [round(LARGEST * IMBALANCE ** (-rank / (CLASSES - 1))) for rank in range(CLASSES)]
+    return exponential(LARGEST, IMBALANCE, CLASSES)
 
 
 def split(target: Sequence[int] | np.ndarray[Any, Any], seed: int) -> tuple[dict[str, np.ndarray[Any, Any]], list[int]]:
     """Disjoint indices of ``train``, ``val`` and ``test``, and the classes from frequent to rare."""
-    target = np.asarray(target)
-    rng = np.random.default_rng(seed)
-    by_size = rng.permutation(CLASSES)
-    parts: dict[str, list[np.ndarray[Any, Any]]] = {"train": [], "val": [], "test": []}
-    for size, label in zip(class_sizes(), by_size, strict=True):
-        mine = rng.permutation(np.flatnonzero(target == label))
-        start = 0
-        for part, count in (*HELD_OUT.items(), ("train", size)):
-            parts[part].append(mine[start : start + count])
-            start += count
-    return {part: np.concatenate(indices) for part, indices in parts.items()}, by_size.tolist()
+    return long_tail(target, class_sizes(), HELD_OUT, seed)
 
 
 def corrupted(target: np.ndarray[Any, Any], rng: np.random.Generator) -> np.ndarray[Any, Any]:
@@ -149,8 +141,8 @@ class DigitsLTNoisy(Suite):
         Metric(
             "accuracy", "accuracy", "Share of (rightly labelled) test samples recognised; each class counts the same."
         ),
-        Metric("tail3_recall", "tail-3 recall", "Mean recall of the three rarest classes."),
-        Metric("head3_recall", "head-3 recall", "Mean recall of the three most common classes."),
+        Metric("tail_recall", "tail-3 recall", "Mean recall of the three rarest classes."),
+        Metric("head_recall", "head-3 recall", "Mean recall of the three most common classes."),
         Metric("worst_recall", "worst recall", "Recall of the class that the model knows worst."),
         Metric(
             "learned_wrong",
@@ -169,10 +161,11 @@ class DigitsLTNoisy(Suite):
     seeds = 10
     training: Mapping[str, Any] = TRAINING
 
-    def settings(self, method: str) -> Mapping[str, Any]:
-        data = {"held_out": HELD_OUT, "class_sizes": class_sizes(), "noise": NOISE}
-        own: dict[str, Any] = {"look_every": LOOK_EVERY} if method == "ce_early" else OWN.get(method, {})
-        return {"method": method, "data": data, "training": dict(self.training), **own}
+    own = OWN
+    chosen_by = "val_accuracy"
+
+    def protocol(self) -> Mapping[str, Any]:
+        return {"held_out": HELD_OUT, "class_sizes": class_sizes(), "noise": NOISE}
 
     def prepare(self, seed: int) -> Trial:
         return _NoisyTrial(self, seed)
@@ -195,7 +188,7 @@ class DigitsLTNoisy(Suite):
         )
         from reweigh.weighting import Linear, SelfPaced, SmallLoss, SuperLoss
 
-        own = {name: value for name, value in OWN.get(method, {}).items() if name != "lr"}
+        own = {name: value for name, value in self.own.get(method, {}).items() if name not in self.training}
         if method == "small_loss":
             keep = Linear(1.0, own["keep"], duration=own["duration"])
             return Objective(CrossEntropy(), SmallLoss(keep))
@@ -259,9 +252,8 @@ class _NoisyTrial(Trial):
 
         from .training import Classifier, KeepBest, reproducible, train
 
-        options = dict(self.suite.training)
-        first, second = options.pop("hidden")
-        options["lr"] = OWN.get(method, {}).get("lr", options["lr"])
+        options = self.suite.options(method)
+        first, second = options["hidden"]
         inputs, target = self.parts["train"]
         best = KeepBest(lambda net: float(self._right(net, "val").double().mean()), LOOK_EVERY)
         early = method == "ce_early"
@@ -273,10 +265,10 @@ class _NoisyTrial(Trial):
                 net,
                 self.suite.objective(method),
                 (inputs, target, torch.arange(len(target))),
+                options,
                 seed=self.seed,
                 callbacks=[WeightingCallback(), *([best] if early else [])],
                 module=Classifier.taking("index"),
-                **options,
             )
         return net.eval(), step_ms, best.step
 
@@ -302,8 +294,8 @@ class _NoisyTrial(Trial):
         recall = (right / support)[self.by_size]
         metrics = {
             "accuracy": recall.mean(),
-            "tail3_recall": recall[-3:].mean(),
-            "head3_recall": recall[:3].mean(),
+            "tail_recall": recall[-3:].mean(),
+            "head_recall": recall[:3].mean(),
             "worst_recall": recall.min(),
             "learned_wrong": learned,
             "ece": multiclass_calibration_error(logits.softmax(-1), target, CLASSES, n_bins=15),

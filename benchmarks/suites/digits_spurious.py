@@ -37,7 +37,7 @@ TRAINING: dict[str, Any] = {
     "look_every": 20,
 }
 # group DRO and JTT: the best of at most 9 by the same; the last four have the settings they are usually given
-OWN: dict[str, dict[str, Any]] = {
+OWN: Mapping[str, Mapping[str, Any]] = {
     "jtt": {"first_steps": 20, "times": 20},
     "group_dro": {"step_size": 0.03},
     "group_dro_adjusted": {"step_size": 0.1, "adjustment": 1.0},
@@ -149,9 +149,11 @@ class DigitsSpurious(Suite):
     seeds = 10
     training: Mapping[str, Any] = TRAINING
 
-    def settings(self, method: str) -> Mapping[str, Any]:
-        data = {"held_out": HELD_OUT, "disagree": DISAGREE, "strip": STRIP}
-        return {"method": method, "data": data, "training": dict(self.training), **OWN.get(method, {})}
+    own = OWN
+    chosen_by = "val_worst_group"
+
+    def protocol(self) -> Mapping[str, Any]:
+        return {"held_out": HELD_OUT, "disagree": DISAGREE, "strip": STRIP}
 
     def prepare(self, seed: int) -> Trial:
         return _SpuriousTrial(self, seed)
@@ -169,7 +171,7 @@ class DigitsSpurious(Suite):
         )
         from reweigh.weighting import GroupFrequency
 
-        own = OWN.get(method, {})
+        own = self.options(method)
         if method in ("group_dro", "group_dro_balanced"):
             return GroupDROLoss(GROUPS, step_size=own["step_size"])
         if method == "group_dro_adjusted":
@@ -224,8 +226,8 @@ class _SpuriousTrial(Trial):
 
         from .training import reproducible
 
-        own = OWN["jtt"]
-        steps = min(own["first_steps"], self.suite.training["steps"])
+        own = self.suite.options("jtt")
+        steps = min(own["first_steps"], own["steps"])
         net, step_ms, _ = self._train("erm", None, steps=steps, choose=False)
         inputs, target, group = self.parts["train"]
         with reproducible(self.seed), torch.no_grad():
@@ -243,8 +245,8 @@ class _SpuriousTrial(Trial):
 
         from .training import Classifier, KeepBest, reproducible, train
 
-        options = dict(self.suite.training)
-        hidden, every = options.pop("hidden"), options.pop("look_every")
+        options = self.suite.options(method)
+        hidden, every = options["hidden"], options["look_every"]
         options["steps"] = steps or options["steps"]
         inputs, target, group = self.parts["train"]
         data: tuple[Tensor, ...] = (inputs, target, group)
@@ -258,11 +260,11 @@ class _SpuriousTrial(Trial):
                 net,
                 self.suite.objective(method, self.counts),
                 data,
+                options,
                 seed=self.seed,
                 callbacks=[WeightingCallback(), *([best] if choose else [])],
                 module=Classifier.taking(*names),
                 order=self._order(method, options["batch_size"]),
-                **options,
             )
         return net.eval(), step_ms, best.step
 

@@ -31,6 +31,13 @@ KINDS: dict[str, Any] = {"left": "categorical", "right": "categorical", "ink": "
 """Likelihoods for uncertainty weighting."""
 WARMUP, HISTORY = 30, 100
 """Of CoBa, in probes (one per step)."""
+OWN: Mapping[str, Mapping[str, Any]] = {
+    "constants": {"ink": INK_WEIGHT},
+    "coba": {"warmup": WARMUP, "history": HISTORY, "init": "first"},
+    "coba_raw": {"warmup": WARMUP, "history": HISTORY},
+    "uncertainty_first": {"init": "first"},
+    "first": {"init": "first"},
+}
 
 
 def pairs(
@@ -100,21 +107,17 @@ class DigitsTwoTasks(Suite):
         Metric(
             "ink_mae", "ink MAE", "Mean absolute error of the ink, in grey levels.", higher_is_better=False, share=False
         ),
+        Metric("val_delta_m", "delta-m, val.", "On the validation data.", shown=False),
     )
     gates = (Gate("first", "delta_m", 0.20), Gate("coba", "delta_m", 0.20))
     seeds = 6
     training: Mapping[str, Any] = TRAINING
 
-    def settings(self, method: str) -> Mapping[str, Any]:
-        own: dict[str, dict[str, Any]] = {
-            "constants": {"ink": INK_WEIGHT},
-            "coba": {"warmup": WARMUP, "history": HISTORY, "init": "first"},
-            "coba_raw": {"warmup": WARMUP, "history": HISTORY},
-            "uncertainty_first": {"init": "first"},
-            "first": {"init": "first"},
-        }
-        data = {"digits": DIGITS, "pairs": PAIRS, "overlap": OVERLAP}
-        return {"method": method, "data": data, "training": dict(self.training), **own.get(method, {})}
+    own = OWN
+    chosen_by = "val_delta_m"
+
+    def protocol(self) -> Mapping[str, Any]:
+        return {"digits": DIGITS, "pairs": PAIRS, "overlap": OVERLAP}
 
     def prepare(self, seed: int) -> Trial:
         return _PairsTrial(self, seed)
@@ -124,18 +127,16 @@ class DigitsTwoTasks(Suite):
         from reweigh.losses import MultiTaskLoss
         from reweigh.weighting import DWA, CoBa, ScaleInvariant, Uncertainty
 
+        own = self.options(method)
         if method == "constants":
-            return MultiTaskLoss(TASKS, {"left": 1.0, "right": 1.0, "ink": INK_WEIGHT})
+            return MultiTaskLoss(TASKS, {"left": 1.0, "right": 1.0, "ink": own["ink"]})
+        if method in ("coba", "coba_raw"):
+            coba = CoBa(warmup=own["warmup"], history=own["history"])
+            return MultiTaskLoss(TASKS, coba, init=own.get("init"))
+        if method in ("uncertainty", "uncertainty_first"):
+            return MultiTaskLoss(TASKS, Uncertainty(KINDS), init=own.get("init"))
         if method == "first":
-            return MultiTaskLoss(TASKS, init="first")
-        if method == "coba":
-            return MultiTaskLoss(TASKS, CoBa(warmup=WARMUP, history=HISTORY), init="first")
-        if method == "coba_raw":
-            return MultiTaskLoss(TASKS, CoBa(warmup=WARMUP, history=HISTORY))
-        if method == "uncertainty":
-            return MultiTaskLoss(TASKS, Uncertainty(KINDS))
-        if method == "uncertainty_first":
-            return MultiTaskLoss(TASKS, Uncertainty(KINDS), init="first")
+            return MultiTaskLoss(TASKS, init=own["init"])
         if method == "dwa":
             return MultiTaskLoss(TASKS, DWA())
         if method == "scale_invariant":
@@ -158,7 +159,7 @@ class _PairsTrial(Trial):
                 digest.update(array.tobytes())
             self.parts[part] = tuple(torch.from_numpy(array) for array in found[part])
         self.data_hash = digest.hexdigest()
-        self._alone: dict[str, float] | None = None
+        self._alone: dict[str, dict[str, float]] = {}
 
     def run(self, method: str) -> Outcome:
         alone = self._single()
@@ -167,14 +168,20 @@ class _PairsTrial(Trial):
             found = alone
         else:
             net, step_ms = self._train(method, TASKS)
-            found = self._test(net)
-        return Outcome({"delta_m": delta_m(found, alone), **found}, step_ms=step_ms)
+            found = {part: self._test(net, part) for part in alone}
+        changes = {part: delta_m(found[part], alone[part]) for part in alone}
+        return Outcome(
+            {"delta_m": changes["test"], **found["test"], "val_delta_m": changes["val"]},
+            step_ms=step_ms,
+        )
 
-    def _single(self) -> dict[str, float]:
-        """Each task's result of its own model; trained once per trial."""
-        if self._alone is None:
-            tests = {task: self._test(self._train("equal", (task,))[0]) for task in TASKS}
-            self._alone = {metric: tests[metric.split("_")[0]][metric] for metric in tests["left"]}
+    def _single(self) -> dict[str, dict[str, float]]:
+        """Each task's result of its own model, on both parts; trained once per trial."""
+        if not self._alone:
+            nets = {task: self._train("equal", (task,))[0] for task in TASKS}
+            for part in ("test", "val"):
+                tests = {task: self._test(net, part) for task, net in nets.items()}
+                self._alone[part] = {metric: tests[metric.split("_")[0]][metric] for metric in tests["left"]}
         return self._alone
 
     def _train(self, method: str, tasks: tuple[str, ...]) -> tuple[nn.Module, float]:
@@ -185,32 +192,32 @@ class _PairsTrial(Trial):
         from .training import reproducible, train
         from .two_digits import Pairs, TwoDigits
 
-        options = dict(self.suite.training)
+        options = self.suite.options(method)
         callbacks: list[Any] = [WeightingCallback()]
         if method in ("coba", "coba_raw"):
             val = DataLoader(TensorDataset(*self.parts["val"]), batch_size=options["batch_size"], drop_last=True)
             callbacks.append(ValidationProbe(dataloader=val))
         with reproducible(self.seed):
-            net = TwoDigits(self.parts["train"][0].shape[1], *options.pop("hidden"))
+            net = TwoDigits(self.parts["train"][0].shape[1], *options["hidden"])
             step_ms = train(
                 net,
                 self.suite.objective(method),
                 self.parts["train"],
+                options,
                 seed=self.seed,
                 callbacks=callbacks,
                 module=Pairs.of(tasks),
-                **options,
             )
         return net.eval(), step_ms
 
-    def _test(self, net: nn.Module) -> dict[str, float]:
+    def _test(self, net: nn.Module, part: str = "test") -> dict[str, float]:
         import torch
         from torchmetrics.functional.classification import multiclass_accuracy
         from torchmetrics.functional.regression import mean_absolute_error
 
         from .training import reproducible
 
-        images, left, right, ink = self.parts["test"]
+        images, left, right, ink = self.parts[part]
         with reproducible(self.seed), torch.no_grad():
             found = net(images)
         return {

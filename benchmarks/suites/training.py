@@ -102,18 +102,31 @@ class Classifier(pl.LightningModule):
         """The module for batches with these behind the target."""
         return cast("type[Classifier]", type(cls.__name__, (cls,), {"meta": names}))
 
-    def __init__(self, net: nn.Module, objective: Objective, *, lr: float, weight_decay: float) -> None:
+    def __init__(self, net: nn.Module, objective: Objective, options: Mapping[str, Any]) -> None:
         super().__init__()
-        self.net, self.objective = net, objective
-        self.lr, self.weight_decay = lr, weight_decay
+        self.net, self.objective, self.options = net, objective, options
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         inputs, target, *rest = batch
         return cast(Tensor, self.objective(self.net(inputs), target, **dict(zip(self.meta, rest, strict=True))))
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self) -> Any:
+        options = self.options
         groups: list[dict[str, Any]] = [{"params": [*self.net.parameters()]}, *self.objective.parameter_groups()]
-        return torch.optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay)
+        rate: dict[str, Any] = {"lr": options["lr"], "weight_decay": options["weight_decay"]}
+        if options.get("optimizer", "adamw") == "adamw":
+            optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, **rate)
+        else:
+            optimizer = torch.optim.SGD(groups, momentum=0.9, **rate)
+        if "milestones" not in options and "warmup" not in options:
+            return optimizer
+        warmup, marks = options.get("warmup", 0), [m * options["steps"] for m in options.get("milestones", ())]
+
+        def factor(step: int) -> float:
+            return float(min(1.0, (step + 1) / max(1, warmup)) * 0.1 ** sum(step >= mark for mark in marks))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 class StepTimer(pl.Callback):
@@ -177,26 +190,28 @@ def train(
     net: nn.Module,
     objective: Objective,
     data: tuple[Tensor, ...],
+    options: Mapping[str, Any],
     *,
     seed: int,
-    steps: int,
-    batch_size: int,
-    lr: float,
-    weight_decay: float,
     callbacks: Sequence[pl.Callback] = (),
     module: type[Classifier] = Classifier,
     order: EpochOrder | None = None,
 ) -> float:
-    """Train ``net`` in place on the CPU with Lightning; returns the median milliseconds of a step."""
+    """Train ``net`` in place with Lightning, on the CPU unless told otherwise; returns the median ms of a step.
+
+    ``options`` holds ``steps``, ``batch_size``, ``lr``, ``weight_decay``, and where they are there ``optimizer``
+    (``"adamw"``, ``"sgd"``), ``milestones`` (shares of the training after which the rate is divided by 10), ``warmup``
+    (steps of a rising rate) and ``accelerator``. Others are the caller's.
+    """
     loader = DataLoader(
-        TensorDataset(*data), sampler=order or EpochOrder(len(data[0]), batch_size, seed), batch_size=None
+        TensorDataset(*data), sampler=order or EpochOrder(len(data[0]), options["batch_size"], seed), batch_size=None
     )  # a sampler of lists: one indexing per batch
     timer = StepTimer()
     with quiet():
         trainer = pl.Trainer(
-            accelerator="cpu",
+            accelerator=options.get("accelerator", "cpu"),
             devices=1,
-            max_steps=steps,
+            max_steps=options["steps"],
             max_epochs=-1,
             callbacks=[timer, *callbacks],
             logger=False,
@@ -204,5 +219,5 @@ def train(
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(module(net, objective, lr=lr, weight_decay=weight_decay), loader)
+        trainer.fit(module(net, objective, options), loader)
     return timer.milliseconds
