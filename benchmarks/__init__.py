@@ -2,4 +2,24 @@
 
 ``suites`` says what is compared, ``runner`` trains it on all cores and can be stopped and continued, ``statistics``
 holds the paired tests, ``report`` turns the runs of a folder into a table, ``results.json`` and ``report.html``.
+:func:`compare` does the same for a model of your own, :func:`advise` looks at the imbalance of your data.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .advice import advise as advise
+    from .compare import compare as compare
+
+__all__ = ["advise", "compare"]
+
+
+def __getattr__(name: str) -> Any:
+    # not at import: workers and the speed scripts need neither
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{'advice' if name == 'advise' else name}"), name)

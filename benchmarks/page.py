@@ -16,6 +16,13 @@ STYLE = """
 body { margin: 0; background: #fff; color: #1b1f24; font: 16px/1.55 system-ui, sans-serif; }
 main { max-width: 54rem; margin: 0 auto; padding: 1.2rem 1rem 4rem; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: .6rem 0; } h2 { font-size: 1.25rem; margin: 2.2rem 0 .5rem; }
+section + section { border-top: 3px solid #dde2e7; margin-top: 3.5rem; padding-top: .6rem; }
+.matrix th, .matrix td { font-size: .82rem; } .matrix th { min-width: 6.2rem; } a { color: #00568a; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem; }
+.card { border: 1px solid #dde2e7; border-radius: .4rem; padding: .2rem .8rem .6rem; min-width: 0; }
+.card h3 { margin: .5rem 0 .1rem; } .card p { margin: .2rem 0; font-size: .88rem; }
+.card td { padding: .25rem .2rem; white-space: normal; } .card tr:last-child td { border-bottom: 0; }
+.card td:first-child { position: static; } .card small { display: inline; margin-left: .3rem; white-space: nowrap; }
 h3 { font-size: 1.05rem; margin: 1.8rem 0 .4rem; }
 .lead { font-size: 1.06rem; }
 .answer { background: #eef5fb; border-left: 4px solid #0072b2; padding: .7rem 1rem; margin: 1rem 0; }
@@ -42,12 +49,76 @@ def page(summaries: Sequence[Summary], sessions: Sequence[dict[str, Any]]) -> st
     """The whole document."""
     from .report import remarks  # both halves describe the same limits
 
-    suites = "".join(_suite(summary, remarks(summary)) for summary in summaries)
+    suites = "".join(
+        f'<section id="{summary.suite.name}">{_suite(summary, remarks(summary))}</section>' for summary in summaries
+    )
+    if len(summaries) > 1:
+        suites = _overview(summaries) + suites
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>reweigh: benchmark report</title><style>{STYLE}</style></head><body><main>"
         f"{suites}{_origin(sessions)}</main></body></html>\n"
+    )
+
+
+UP, DOWN = "\N{BLACK UP-POINTING TRIANGLE}", "\N{BLACK DOWN-POINTING TRIANGLE}"
+
+
+def _overview(summaries: Sequence[Summary]) -> str:
+    """A card per suite with what its methods do to its first column, and the methods that several suites have."""
+    cards = "".join(_card(summary) for summary in summaries)
+    return (
+        '<section id="overview"><h1>What re-weighting does, and what it does not</h1><p class="lead">Each card is a '
+        "data set with a model of its own. A number is a method's difference to plain training in what that data set "
+        f"is about, with its 95 % interval: {UP} better, {DOWN} worse, neither: no clear difference. What a method "
+        "costs elsewhere stands in the section of its data set.</p>"
+        f'<div class="cards">{cards}</div>{_matrix(summaries)}</section>'
+    )
+
+
+def _card(summary: Summary) -> str:
+    suite, metric = summary.suite, summary.suite.primary
+    rows = "".join(f"<tr><td>{escape(row.method.label)}</td>{_verdict(summary, row)}</tr>" for row in summary.others)
+    return (
+        f'<div class="card"><h3><a href="#{suite.name}">{escape(suite.title)}</a></h3><p>{escape(metric.label)} with '
+        f"{escape(suite.baseline.label)}: <b>{value(metric, summary.baseline.means[metric.name])}</b>"
+        f"{'' if metric.higher_is_better else ' (lower is better)'}</p><table>{rows}</table></div>"
+    )
+
+
+def _verdict(summary: Summary, row: Row) -> str:
+    metric = summary.suite.primary
+    found, tone, sign = row.versus[metric.name], "", ""
+    if found.clear:
+        better = _improves(row, metric.name, higher=metric.higher_is_better)
+        tone, sign = ("up", f"{UP} ") if better else ("down", f"{DOWN} ")
+    return f'<td class="{tone}">{sign}{signed(metric, found.mean)}<small>{interval(metric, found)}</small></td>'
+
+
+def _matrix(summaries: Sequence[Summary]) -> str:
+    """Methods that at least two suites have, against those suites."""
+    labels: dict[str, str] = {}
+    cells: dict[str, dict[str, str]] = {}
+    for summary in summaries:
+        for row in summary.others:
+            labels.setdefault(row.method.name, row.method.label)
+            cells.setdefault(row.method.name, {})[summary.suite.name] = _verdict(summary, row)
+    shared = sorted((name for name in labels if len(cells[name]) > 1), key=lambda name: -len(cells[name]))
+    columns = [s for s in summaries if any(s.suite.name in cells[name] for name in shared)]
+    if not shared:
+        return ""
+    head = "".join(f"<th>{escape(s.suite.title)}<small>{escape(s.suite.primary.label)}</small></th>" for s in columns)
+    body = "".join(
+        f"<tr><td>{escape(labels[name])}</td>"
+        + "".join(cells[name].get(s.suite.name, "<td></td>") for s in columns)
+        + "</tr>"
+        for name in shared
+    )
+    return (
+        "<h2>The same method on several data sets</h2>"
+        f'<div class="scroll"><table class="matrix"><thead><tr><th>method</th>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
     )
 
 

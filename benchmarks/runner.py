@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from .environment import describe
 from .progress import Progress
 from .store import RUNS, Contents, Run, Store, StoreError
 from .suites import Suite
-
 
 ATTEMPTS = 4
 """How often work is handed out before workers that die are given up on."""
@@ -177,9 +177,10 @@ def run(
                 except BrokenProcessPool as error:
                     units = _missing(grid, store.read())
                     if attempt == ATTEMPTS and units:
+                        left = sum(len(unit.methods) for unit in units)
                         raise RuntimeError(
-                            f"workers died {ATTEMPTS} times (out of memory?); {sum(len(u.methods) for u in units)} runs "
-                            "are missing. What was finished is kept, and the same command continues."
+                            f"workers died {ATTEMPTS} times (out of memory?); {left} runs are missing. What was "
+                            "finished is kept, and the same command continues."
                         ) from error
                     progress.say("a worker died; what it had not finished is done again")
     progress.say(f"trained in {time.time() - started:.0f} s")
@@ -219,23 +220,20 @@ def placed(backend: str, scheduler: str | None, workers: int | None) -> Iterator
         yield None
         return
     if backend == "dask":
-        from distributed import Client, LocalCluster
-
+        dask: Any = import_module("distributed")
         with ExitStack() as stack:
             address: Any = scheduler
             if address is None:
                 number = workers or joblib.cpu_count()
                 address = stack.enter_context(
-                    LocalCluster(n_workers=number, threads_per_worker=1, dashboard_address=None)
+                    dask.LocalCluster(n_workers=number, threads_per_worker=1, dashboard_address=None)
                 )
-            client = stack.enter_context(Client(address))
+            client = stack.enter_context(dask.Client(address))
             stack.enter_context(joblib.parallel_config(backend="dask"))
             yield sum(client.nthreads().values())
         return
-    import ray
-    from ray.util.joblib import register_ray
-
+    ray: Any = import_module("ray")
     ray.init(address=scheduler, num_cpus=None if scheduler else workers, ignore_reinit_error=True)
-    register_ray()
+    import_module("ray.util.joblib").register_ray()
     with joblib.parallel_config(backend="ray"):
         yield int(ray.cluster_resources().get("CPU", 1))

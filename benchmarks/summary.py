@@ -157,12 +157,13 @@ def _judge(suite: Suite, gate: Gate, rows: Sequence[Row], current: bool) -> Gate
     else:
         promise = f"interval within {100 * (gate.within or 0.0):g} % of the baseline's"
     name = f"{suite.method(gate.method).label}: {metric.label} {promise}"
-    row = next((row for row in rows if row.method.name == gate.method), None)
-    if row is None or row.versus[gate.metric].n < suite.seeds or not current:
-        n = 0 if row is None else row.versus[gate.metric].n
+    if gate.versus is not None:
+        name += f", compared with {suite.method(gate.versus).label}"
+    found = _compared(gate, metric, rows)
+    if found is None or found.n < suite.seeds or not current:
+        n = 0 if found is None else found.n
         why = f"{n} of {suite.seeds} seeds" if current else "made with other settings than this version's"
         return GateResult(gate, None, f"{name}: not evaluated ({why})")
-    found = row.versus[gate.metric]
     if gate.at_least is not None:
         sign = 1.0 if metric.higher_is_better else -1.0
         passed = sign * found.mean >= gate.at_least and found.clear
@@ -172,6 +173,20 @@ def _judge(suite: Suite, gate: Gate, rows: Sequence[Row], current: bool) -> Gate
         passed = low is not None and high is not None and -edge <= low and high <= edge
     text = f"{name}: {'pass' if passed else 'FAIL'}, measured {signed(metric, found.mean)} {interval(metric, found)}"
     return GateResult(gate, passed, text)
+
+
+def _compared(gate: Gate, metric: Metric, rows: Sequence[Row]) -> Paired | None:
+    by_name = {row.method.name: row for row in rows}
+    if gate.method not in by_name:
+        return None
+    row = by_name[gate.method]
+    if gate.versus is None:
+        return row.versus[metric.name]
+    if gate.versus not in by_name:
+        return None
+    mine, other = ({run.seed: run for run in by_name[name].runs} for name in (gate.method, gate.versus))
+    common = sorted(set(mine) & set(other))
+    return _versus(metric, mine, other, common) if common else None
 
 
 # numbers in words; shares are shown in percent and points

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from .base import Gate, Method, Metric, Outcome, Recorded, Suite, Trial
+from .diabetes_skewed import DiabetesSkewed
 from .digits_lt50 import DigitsLT50
 from .digits_lt_noisy import DigitsLTNoisy
+from .digits_nuisance import DigitsNuisance
 from .digits_overlay_ml import DigitsOverlayML
 from .digits_spurious import DigitsSpurious
 from .digits_two_tasks import DigitsTwoTasks
@@ -22,15 +24,19 @@ SUITES: dict[str, type[Suite]] = {
         PydocLM,
         DigitsSpurious,
         DigitsTwoTasks,
+        DigitsNuisance,
         DigitsLTNoisy,
+        DiabetesSkewed,
     )
 }
 """Every suite the program knows."""
 
 __all__ = [
     "SUITES",
+    "DiabetesSkewed",
     "DigitsLT50",
     "DigitsLTNoisy",
+    "DigitsNuisance",
     "DigitsOverlayML",
     "DigitsSpurious",
     "DigitsTwoTasks",

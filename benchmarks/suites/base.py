@@ -47,7 +47,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Gate:
-    """A promise about the paired difference to the baseline.
+    """A promise about the paired difference to the baseline, or to the method that ``versus`` names.
 
     ``at_least``: the mean is at least this good, and its 95 % t interval excludes 0. ``within``: the whole interval is
     inside this share of the baseline's mean, on either side of 0: no harm, and no gain.
@@ -57,6 +57,7 @@ class Gate:
     metric: str
     at_least: float | None = None
     within: float | None = None
+    versus: str | None = None
 
     def __post_init__(self) -> None:
         if (self.at_least is None) == (self.within is None):
@@ -109,6 +110,8 @@ class Suite(ABC):
     """The first is the primary one: gates aside, tests are made on it only."""
     gates: Sequence[Gate] = ()
     seeds: int = 10
+    from_root: bool = False
+    """Whether the data are the user's, under ``data_root``."""
     known: bool = True
     """Whether the program has it by name; otherwise its words are kept with its results."""
 

@@ -129,7 +129,8 @@ class DiabetesSkewed(Suite):
         Method("huber", "Huber (delta 1)", "Squared for small errors, absolute for large ones.", claim=False),
         Method("cvar", "CVaR 50 %", "Trains on the half of each batch with the larger errors.", claim=False),
     )
-    quick = ("mse", "density", "density_sqrt", "posthoc", "mae")
+    quick = ("mse", "posthoc", "density")
+    default = ("mse", "posthoc", "density", "density_sqrt")
     metrics = (
         Metric(
             "few_mae",

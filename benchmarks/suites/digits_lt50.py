@@ -35,6 +35,9 @@ LARGEST, IMBALANCE = 110, 50
 # over 5 seeds; all methods use what suits the baseline. Class-weighted means divide by the sum of the weights, as
 # torch.nn.CrossEntropyLoss(weight=...) does; validation preferred that to dividing by the number of samples.
 TRAINING: dict[str, Any] = {"steps": 600, "batch_size": 64, "lr": 3e-3, "weight_decay": 0.1, "hidden": [128, 64]}
+GRID: Mapping[str, Mapping[str, Sequence[Any]]] = {
+    "ce": {"lr": (3e-4, 1e-3, 3e-3, 1e-2), "weight_decay": (0.01, 0.1), "batch_size": (32, 64, 128)}
+}
 
 
 def class_sizes() -> list[int]:
@@ -79,7 +82,8 @@ class DigitsLT50(ClassSuite):
     methods = tuple(
         METHODS[name] for name in ("ce", "posthoc_la", "inverse", "cb", "balanced_softmax", "focal", "cb_focal", "drw")
     )
-    quick = ("ce", "posthoc_la", "inverse", "balanced_softmax", "focal")
+    quick = ("ce", "posthoc_la", "balanced_softmax")
+    default = ("ce", "posthoc_la", "inverse", "cb", "balanced_softmax", "focal")
     metrics = (
         WORST,
         *ends("3"),
@@ -99,6 +103,7 @@ class DigitsLT50(ClassSuite):
         Gate("inverse", "worst_recall", 0.10),
     )
     training: Mapping[str, Any] = TRAINING
+    grid = GRID
 
     def protocol(self) -> Mapping[str, Any]:
         return {"held_out": HELD_OUT, "class_sizes": class_sizes()}

@@ -50,6 +50,23 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "encouraging": {"end": 0.75, "lr": 1e-3},
     "focal": {"gamma": 2.0},
 }
+RATES = (3e-4, 1e-3, 3e-3)
+GRID: Mapping[str, Mapping[str, Sequence[Any]]] = {
+    "ce": {"lr": (1e-4, *RATES), "weight_decay": (0.01, 0.1, 1.0)},
+    "gce": {"lr": RATES, "q": (0.3, 0.5, 0.7, 0.9)},
+    "sce": {"lr": RATES, "alpha": (0.1, 1.0), "beta": (0.1, 1.0)},
+    "super_loss": {"lr": RATES, "lam": (0.1, 0.25, 0.5, 1.0)},
+    "ldr": {"lr": RATES, "temperature": (0.5, 1.0), "margin": (0.1, 1.0)},
+    "aldr": {"lr": RATES, "alpha": (0.5, 1.0), "margin": (0.1, 1.0)},
+    "nce_rce": {"lr": RATES, "alpha": (1.0, 10.0), "beta": (0.1, 1.0)},
+    "ngce_mae": {"lr": RATES, "alpha": (1.0, 10.0), "q": (0.1, 0.5)},
+    "taylor": {"lr": RATES, "order": (2, 4, 6)},
+    "mae": {"lr": RATES},
+    "small_loss": {"lr": RATES, "keep": (0.6, 0.7), "duration": (30, 100)},
+    "self_paced": {"lr": RATES, "threshold": (2.0, 5.0), "kind": ("hard", "linear")},
+    "encouraging": {"lr": RATES, "end": (0.5, 0.75)},
+    "focal": {"lr": RATES, "gamma": (0.5, 1.0, 2.0)},
+}
 
 
 def class_sizes() -> list[int]:
@@ -136,7 +153,8 @@ class DigitsLTNoisy(Suite):
         ),
         Method("focal", "focal (gamma 2)", "Turns to hard samples, and so to wrong labels.", claim=False),
     )
-    quick = ("ce", "ce_early", "gce", "sce", "super_loss", "focal")
+    quick = ("ce", "ce_early", "aldr")
+    default = ("ce", "ce_early", "aldr", "ldr", "super_loss")
     metrics = (
         Metric(
             "accuracy", "accuracy", "Share of (rightly labelled) test samples recognised; each class counts the same."
@@ -160,6 +178,7 @@ class DigitsLTNoisy(Suite):
     )
     seeds = 10
     training: Mapping[str, Any] = TRAINING
+    grid = GRID
 
     own = OWN
     chosen_by = "val_accuracy"

@@ -202,7 +202,8 @@ class DigitsNuisance(Suite):
         ),
         Method("pixels", "raw pixels", "The images as they are, without a network.", claim=False, trained=False),
     )
-    quick = ("pair", "circle_16", "supcon", "softmax", "pixels")
+    quick = ("pair", "circle_16", "pixels")
+    default = ("pair", "circle_16", "triplet", "supcon", "pixels")
     metrics = (
         Metric(
             "map_at_r",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
 from .base import Gate, Method, Metric, Outcome, Suite, Trial
+from .classes import hashed
 
 if TYPE_CHECKING:  # torch and Lightning are imported by the workers only
     from torch import Tensor, nn
@@ -46,6 +46,13 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "kl_dro": {"temperature": 1.0},
     "focal": {"gamma": 2.0},
     "gce": {"q": 0.7},
+}
+GRID: Mapping[str, Mapping[str, Sequence[Any]]] = {
+    "erm": {"lr": (3e-3, 1e-2, 3e-2, 1e-1), "weight_decay": (0.01, 0.1, 1.0)},
+    "group_dro": {"step_size": (0.01, 0.03, 0.1)},
+    "group_dro_adjusted": {"step_size": (0.01, 0.03, 0.1), "adjustment": (0.5, 1.0, 2.0)},
+    "group_dro_balanced": {"step_size": (0.01, 0.03, 0.1)},
+    "jtt": {"first_steps": (10, 20, 40), "times": (5, 20, 50)},
 }
 
 
@@ -133,7 +140,8 @@ class DigitsSpurious(Suite):
         Method("focal", "focal (gamma 2)", "Samples already got right count less; no groups.", claim=False),
         Method("gce", "GCE (q 0.7)", "Made for wrong labels: samples that are got wrong count less.", claim=False),
     )
-    quick = ("erm", "group_dro", "group_dro_adjusted", "resampling", "cvar")
+    quick = ("erm", "group_dro_adjusted", "resampling")
+    default = ("erm", "group_dro", "group_dro_adjusted", "resampling", "cvar")
     metrics = (
         Metric("worst_group", "worst group", "Accuracy in the group that is served worst."),
         Metric("average", "average", "Mean accuracy of the four groups."),
@@ -148,6 +156,7 @@ class DigitsSpurious(Suite):
     )
     seeds = 10
     training: Mapping[str, Any] = TRAINING
+    grid = GRID
 
     own = OWN
     chosen_by = "val_worst_group"
@@ -199,13 +208,10 @@ class _SpuriousTrial(Trial):
         digits = load_digits()
         self.suite, self.seed = suite, seed
         found = composites(digits.images.astype(np.float32), digits.target, seed)
-        digest = hashlib.sha256()
-        self.parts: dict[str, tuple[Tensor, ...]] = {}
-        for part in sorted(found):
-            for array in found[part]:
-                digest.update(array.tobytes())
-            self.parts[part] = tuple(torch.from_numpy(array) for array in found[part])
-        self.data_hash = digest.hexdigest()
+        self.parts: dict[str, tuple[Tensor, ...]] = {
+            part: tuple(torch.from_numpy(array) for array in arrays) for part, arrays in found.items()
+        }
+        self.data_hash = hashed(self.parts)
         self.counts = torch.bincount(self.parts["train"][2], minlength=GROUPS)
 
     def run(self, method: str) -> Outcome:
@@ -311,5 +317,9 @@ class _SpuriousTrial(Trial):
         }
         return Outcome(
             {name: float(value) for name, value in metrics.items()},
-            details={"group_counts": self.counts.tolist(), "group_accuracy": found.tolist()},
+            details={
+                "group_counts": self.counts.tolist(),
+                "group_accuracy": found.tolist(),
+                "group_names": ["below 5, left", "below 5, right", "5 or more, left", "5 or more, right"],
+            },
         )

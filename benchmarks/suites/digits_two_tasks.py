@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
 from .base import Gate, Method, Metric, Outcome, Suite, Trial
+from .classes import MONITORED, hashed
 
 if TYPE_CHECKING:  # torch and Lightning are imported by the workers only
     from torch import Tensor, nn
 
+    from reweigh.lightning_callbacks import WeightingMonitor
     from reweigh.losses import MultiTaskLoss
 
 TASKS = ("left", "right", "ink")
@@ -37,6 +38,9 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "coba_raw": {"warmup": WARMUP, "history": HISTORY},
     "uncertainty_first": {"init": "first"},
     "first": {"init": "first"},
+}
+GRID: Mapping[str, Mapping[str, Sequence[Any]]] = {
+    "constants": {"ink": (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4)},
 }
 
 
@@ -99,7 +103,8 @@ class DigitsTwoTasks(Suite):
         Method("dwa", "DWA", "Weighs tasks by how slowly their training loss falls.", claim=False),
         Method("scale_invariant", "sum of logarithms", "Adds the logarithms of the losses.", claim=False),
     )
-    quick = ("equal", "single", "first", "coba")
+    quick = ("equal", "single", "coba")
+    default = ("equal", "single", "first", "coba", "uncertainty_first")
     metrics = (
         Metric("delta_m", "delta-m", "Mean over the tasks of the relative change to the single-task models."),
         Metric("left_accuracy", "left acc.", "Share of left digits recognised."),
@@ -112,6 +117,7 @@ class DigitsTwoTasks(Suite):
     gates = (Gate("first", "delta_m", 0.20), Gate("coba", "delta_m", 0.20))
     seeds = 6
     training: Mapping[str, Any] = TRAINING
+    grid = GRID
 
     own = OWN
     chosen_by = "val_delta_m"
@@ -152,27 +158,31 @@ class _PairsTrial(Trial):
         digits = load_digits()
         self.suite, self.seed = suite, seed
         found = pairs(digits.images.astype(np.float32), digits.target.astype(np.int64), seed)
-        digest = hashlib.sha256()
-        self.parts: dict[str, tuple[Tensor, ...]] = {}
-        for part in sorted(found):
-            for array in found[part]:
-                digest.update(array.tobytes())
-            self.parts[part] = tuple(torch.from_numpy(array) for array in found[part])
-        self.data_hash = digest.hexdigest()
+        self.parts: dict[str, tuple[Tensor, ...]] = {
+            part: tuple(torch.from_numpy(array) for array in arrays) for part, arrays in found.items()
+        }
+        self.data_hash = hashed(self.parts)
         self._alone: dict[str, dict[str, float]] = {}
 
     def run(self, method: str) -> Outcome:
+        from reweigh.lightning_callbacks import WeightingMonitor
+
+        from .training import task_curves
+
         alone = self._single()
-        step_ms = None
+        step_ms = monitor = None
         if method == "single":
             found = alone
         else:
-            net, step_ms = self._train(method, TASKS)
+            if self.seed % MONITORED == 0:
+                monitor = WeightingMonitor(every_n_steps=max(1, self.suite.training["steps"] // 20), warn_below=0.0)
+            net, step_ms = self._train(method, TASKS, monitor)
             found = {part: self._test(net, part) for part in alone}
         changes = {part: delta_m(found[part], alone[part]) for part in alone}
         return Outcome(
             {"delta_m": changes["test"], **found["test"], "val_delta_m": changes["val"]},
-            step_ms=step_ms,
+            step_ms=step_ms if monitor is None else None,  # recording takes time
+            details={} if monitor is None else {"tasks": task_curves(monitor, TASKS)},
         )
 
     def _single(self) -> dict[str, dict[str, float]]:
@@ -184,7 +194,9 @@ class _PairsTrial(Trial):
                 self._alone[part] = {metric: tests[metric.split("_")[0]][metric] for metric in tests["left"]}
         return self._alone
 
-    def _train(self, method: str, tasks: tuple[str, ...]) -> tuple[nn.Module, float]:
+    def _train(
+        self, method: str, tasks: tuple[str, ...], monitor: WeightingMonitor | None = None
+    ) -> tuple[nn.Module, float]:
         from torch.utils.data import DataLoader, TensorDataset
 
         from reweigh.lightning_callbacks import ValidationProbe, WeightingCallback
@@ -197,6 +209,8 @@ class _PairsTrial(Trial):
         if method in ("coba", "coba_raw"):
             val = DataLoader(TensorDataset(*self.parts["val"]), batch_size=options["batch_size"], drop_last=True)
             callbacks.append(ValidationProbe(dataloader=val))
+        if monitor is not None:
+            callbacks.append(monitor)
         with reproducible(self.seed):
             net = TwoDigits(self.parts["train"][0].shape[1], *options["hidden"])
             step_ms = train(

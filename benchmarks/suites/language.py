@@ -101,7 +101,8 @@ class LanguageSuite(Suite):
     """A small recurrent language model on running text."""
 
     methods = METHODS
-    quick = ("ce", "posthoc_la", "pdl", "tldr")
+    quick = ("ce", "posthoc_la", "pdl")
+    default = ("ce", "posthoc_la", "pdl", "pdl_half", "tldr")
     metrics = METRICS
     gates = (
         Gate("pdl", "rare_accuracy", 0.01),
@@ -234,7 +235,7 @@ def by_frequency(loss: Tensor, counts: Tensor) -> list[tuple[float, float, int]]
     """Mean count, mean loss and number of words, in bins of word frequency that double."""
     bins = (counts.double() + 1.0).log2().floor()
     found = []
-    for value in bins.unique():
+    for value in sorted(set(bins.tolist())):
         mine = bins == value
         found.append((float(counts[mine].double().mean()), float(loss[mine].mean()), int(mine.sum())))
     return found

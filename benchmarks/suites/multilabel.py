@@ -15,10 +15,10 @@ if TYPE_CHECKING:  # torch and Lightning are imported by the workers only
     from reweigh.losses import Objective
 
 OWN: Mapping[str, Mapping[str, Any]] = {
-    "adjusted": {"tau": 1.0},
+    "adjusted": {"tau": 0.5},
     "asl": {"gamma_neg": 4.0, "gamma_pos": 0.0, "clip": 0.05},
-    "focal": {"gamma": 2.0},
-    "pos_weight": {"power": 1.0},
+    "focal": {"gamma": 1.0},
+    "pos_weight": {"power": 0.5},
 }
 
 

@@ -93,7 +93,8 @@ class TagSuite(Suite):
     """Is a token of the kind that is sought: a window of words, a small network, one logit."""
 
     methods = METHODS
-    quick = ("ce", "threshold", "ce_dice", "sqrt_weight")
+    quick = ("ce", "threshold", "ce_dice")
+    default = ("ce", "threshold", "ce_dice", "sqrt_weight")
     metrics = METRICS
     gates = (Gate("ce_dice", "f1", 0.02),)
     own = OWN

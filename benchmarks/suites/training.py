@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 import warnings
@@ -13,6 +14,7 @@ from typing import Any, cast
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from reweigh.lightning_callbacks import WeightingMonitor
@@ -144,6 +146,25 @@ class StepTimer(pl.Callback):
         return 1e3 * median(b - a for a, b in zip(self.starts, self.starts[1:], strict=False))
 
 
+class FirstBatch(pl.Callback):
+    """A hash of the initial weights and the first training batch: whether methods were compared like with like."""
+
+    def __init__(self) -> None:
+        self.found: str | None = None
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, *_: Any) -> None:
+        if self.found is not None:
+            return
+        own = {
+            id(p) for part in pl_module.modules() if isinstance(part, Objective) for p in part.parameters()
+        }  # what an objective learns is its own
+        digest = hashlib.sha256()
+        for value in (*(p for p in pl_module.parameters() if id(p) not in own), *tree_leaves(batch)):
+            if isinstance(value, Tensor):
+                digest.update(value.detach().cpu().double().numpy().tobytes())
+        self.found = digest.hexdigest()[:16]
+
+
 class KeepBest(pl.Callback):
     """Early stopping without stopping: the network ends as it was when it scored best, at the first such moment.
 
@@ -184,6 +205,18 @@ def weight_curves(monitor: WeightingMonitor, groups: Mapping[str, Sequence[int]]
         found = [[row.get(f"reweigh/objective/class_weight/{label}") for label in classes] for row in rows]
         curves[group] = [None if None in means else fmean(cast(list[float], means)) for means in found]
     return curves
+
+
+def task_curves(monitor: WeightingMonitor, tasks: Sequence[str]) -> dict[str, Any]:
+    """Weight and loss of each task at every recorded step."""
+    rows = [row for row in monitor.history() if any("/task_weight/" in name for name in row)]
+    return {
+        "step": [row["step"] for row in rows],
+        **{
+            what: {task: [row.get(f"reweigh/objective/task_{what}/{task}") for row in rows] for task in tasks}
+            for what in ("weight", "loss")
+        },
+    }
 
 
 def train(

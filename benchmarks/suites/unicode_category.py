@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, final
 
@@ -48,6 +48,7 @@ MEANING = {
 }
 
 TRAINING: dict[str, Any] = {"steps": 450, "batch_size": 256, "lr": 3e-2, "weight_decay": 0.01, "width": 48}
+GRID: Mapping[str, Mapping[str, Sequence[Any]]] = {"ce": {"lr": (1e-2, 3e-2, 1e-1), "weight_decay": (0.01, 0.1)}}
 
 
 @cache
@@ -95,7 +96,8 @@ class UnicodeCategory(ClassSuite):
         METHODS[name]
         for name in ("ce", "posthoc_la", "inverse", "sqrt_inverse", "cb", "balanced_softmax", "focal", "drw")
     )
-    quick = ("ce", "posthoc_la", "inverse", "sqrt_inverse", "balanced_softmax")
+    quick = ("ce", "posthoc_la", "inverse")
+    default = ("ce", "posthoc_la", "inverse", "sqrt_inverse", "balanced_softmax", "focal")
     metrics = (BALANCED, *ends("6"), WORST, MACRO_F1, NATURAL, ECE, VAL)
     gates = (
         Gate("inverse", "balanced_accuracy", 0.10),
@@ -104,6 +106,7 @@ class UnicodeCategory(ClassSuite):
     )
     seeds = 6
     training: Mapping[str, Any] = TRAINING
+    grid = GRID
 
     def protocol(self) -> Mapping[str, Any]:
         shares = {part: list(limits) for part, limits in HELD_OUT.items()}
