@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .advice import advise as advise
-    from .compare import compare as compare
+    from .own import compare as compare
 
 __all__ = ["advise", "compare"]
 
@@ -20,6 +20,7 @@ def __getattr__(name: str) -> Any:
     # not at import: workers and the speed scripts need neither
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+    from .advice import advise
+    from .own import compare
 
-    return getattr(import_module(f"{__name__}.{'advice' if name == 'advise' else name}"), name)
+    return {"advise": advise, "compare": compare}[name]

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .advice import advice_from, show_advice
-from .compare import OwnModel, RunError, line, load
+from .own import OwnModel, RunError, line, load
 from .progress import Progress
 from .readers import DataError
 from .recipes import split

@@ -140,8 +140,7 @@ def by_class(summary: Summary) -> Figure | None:
         every = max(1, round(len(counts) / 4))
         with _panels(rows) as (canvas, panels, render):
             for axes, row in panels:
-                mine = _each(row, name)
-                assert mine is not None
+                mine = np.asarray(_each(row, name))
                 gain, loss = mine >= base, mine < base
                 axes.fill_between(places, 100 * base, 100 * mine, where=gain, color=SKY, alpha=0.35, linewidth=0)
                 axes.fill_between(places, 100 * base, 100 * mine, where=loss, color=ORANGE, alpha=0.5, linewidth=0)

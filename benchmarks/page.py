@@ -139,6 +139,18 @@ def _suite(summary: Summary, limits: list[str]) -> str:
         parts.append("<h3>Promises</h3><p>Set before the run, at about half the effect first measured.</p><ul>")
         parts += [f'<li class="{_colour(gate)}">{escape(gate.text)}</li>' for gate in summary.gates]
         parts.append("</ul>")
+    if suite.published:
+        parts.append(
+            "<h3>The papers' own figures</h3><p>Theirs, not ours: other code, other hardware, often other settings."
+            '</p><div class="scroll"><table><thead><tr><th>method</th><th>what</th><th>figure</th><th>source</th></tr>'
+            "</thead><tbody>"
+        )
+        parts += [
+            f"<tr><td>{escape(found.method)}</td><td>{escape(found.metric)}</td><td>{escape(found.figure)}</td>"
+            f"<td>{escape(found.source)}</td></tr>"
+            for found in suite.published
+        ]
+        parts.append("</tbody></table></div>")
     for figure in figures(summary):
         image = base64.b64encode(figure.svg.encode()).decode()
         parts.append(

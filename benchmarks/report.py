@@ -153,6 +153,8 @@ def show(summary: Summary, console: Console) -> None:
     console.print(tests)
     console.print(others)
     _say(console, "* = the 95 % t interval of this difference excludes 0; \N{DOWNWARDS ARROW} = lower is better")
+    for figure in suite.published:
+        _say(console, f"theirs  {figure.method}: {figure.metric} {figure.figure} ({figure.source})")
     for remark in remarks(summary):
         _say(console, remark)
     if summary.full:

@@ -118,7 +118,7 @@ def test_metrics_are_those_of_the_predictions(tiny):
     logits = 10.0 * torch.nn.functional.one_hot(target, 10).float()
     missed = (target == wrong).nonzero().flatten()[:9]  # 9 of 45 samples of the rarest class
     logits[missed] = 10.0 * torch.nn.functional.one_hot(torch.tensor(trial.by_size[0]), 10).float()
-    found = trial._test(logits, logits[:150]).metrics
+    found = trial._test({"test": logits, "val": logits[:150]}).metrics
     assert found["worst_recall"] == pytest.approx(0.8)
     assert found["tail_recall"] == pytest.approx((1 + 1 + 0.8) / 3)
     assert found["head_recall"] == 1.0

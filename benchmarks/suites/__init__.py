@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Gate, Method, Metric, Outcome, Recorded, Suite, Trial
+from .base import Gate, Method, Metric, Outcome, Published, Recorded, Suite, Trial
 from .diabetes_skewed import DiabetesSkewed
 from .digits_lt50 import DigitsLT50
 from .digits_lt_noisy import DigitsLTNoisy
@@ -44,6 +44,7 @@ __all__ = [
     "Method",
     "Metric",
     "Outcome",
+    "Published",
     "PydocLM",
     "PydocQuotes",
     "Recorded",

@@ -64,6 +64,19 @@ class Gate:
             raise ValueError("Gate: give one of at_least and within")
 
 
+@dataclass(frozen=True)
+class Published:
+    """A figure of a paper, shown beside ours as theirs: other code, other hardware, often other settings."""
+
+    method: str
+    """As the paper calls it."""
+    metric: str
+    """As the paper calls it."""
+    figure: str
+    source: str
+    """Paper and table, or the authors' code."""
+
+
 @dataclass
 class Outcome:
     """What one method achieved on one seed."""
@@ -109,6 +122,8 @@ class Suite(ABC):
     metrics: Sequence[Metric]
     """The first is the primary one: gates aside, tests are made on it only."""
     gates: Sequence[Gate] = ()
+    published: Sequence[Published] = ()
+    """Figures of papers on the same data."""
     seeds: int = 10
     from_root: bool = False
     """Whether the data are the user's, under ``data_root``."""
@@ -162,6 +177,7 @@ class Suite(ABC):
             "methods": [asdict(method) for method in self.methods],
             "metrics": [asdict(metric) for metric in self.metrics],
             "gates": [asdict(gate) for gate in self.gates],
+            "published": [asdict(figure) for figure in self.published],
             "settings": {method.name: dict(self.settings(method.name)) for method in self.methods},
         }
 
@@ -202,6 +218,7 @@ class Recorded(Suite):
         self.methods = tuple(Method(**method) for method in description["methods"])
         self.metrics = tuple(Metric(**metric) for metric in description["metrics"])
         self.gates = tuple(Gate(**gate) for gate in description["gates"])
+        self.published = tuple(Published(**figure) for figure in description["published"])
         self.quick = tuple(method.name for method in self.methods)
         self._settings: Mapping[str, Mapping[str, Any]] = description["settings"]
 

@@ -103,7 +103,7 @@ class ClassData:
     """One seed's data."""
 
     parts: dict[str, tuple[Tensor, Tensor]]
-    """Inputs and targets of ``train``, ``val`` and ``test``."""
+    """Inputs and targets of ``train``, ``test`` and, where some are set apart, ``val``."""
     by_size: list[int]
     """Classes from the most common to the rarest."""
     names: Sequence[str]
@@ -170,13 +170,12 @@ class ClassTrial(Trial):
         if method == "posthoc_la":
             # where the baseline's training was finished in an earlier call of the program, it is repeated
             baseline = self._train("ce")[0] if self._baseline is None else self._baseline
-            tau = self.suite.options(method)["tau"]
-            test, val = (
-                posthoc_logit_adjustment(self._logits(baseline, part), self.counts, tau=tau) for part in ("test", "val")
+            tau, found = self.suite.options(method)["tau"], self._logits(baseline)
+            return self._test(
+                {part: posthoc_logit_adjustment(logits, self.counts, tau=tau) for part, logits in found.items()}
             )
-            return self._test(test, val)
         net, step_ms, weights = self._train(method)
-        outcome = self._test(self._logits(net), self._logits(net, "val"))
+        outcome = self._test(self._logits(net))
         outcome.step_ms = step_ms
         if weights is not None and weights["step"]:
             outcome.details["weights"] = weights
@@ -206,16 +205,21 @@ class ClassTrial(Trial):
         groups = {"head": self.by_size[:third], "middle": self.by_size[third:-third], "tail": self.by_size[-third:]}
         return net, None, weight_curves(monitor, groups)
 
-    def _logits(self, net: nn.Module, part: str = "test") -> Tensor:
+    def _logits(self, net: nn.Module) -> dict[str, Tensor]:
+        """Of the test data, and of the validation data where there are any."""
         import torch
 
         from .training import reproducible
 
-        inputs = self.parts[part][0]
+        found = {}
         with reproducible(self.seed), torch.no_grad():
-            return torch.cat([net(inputs[start : start + 4096]) for start in range(0, len(inputs), 4096)])
+            for part in sorted(self.parts.keys() - {"train"}):
+                inputs = self.parts[part][0]
+                pieces = [net(inputs[start : start + 4096]) for start in range(0, len(inputs), 4096)]
+                found[part] = torch.cat(pieces)
+        return found
 
-    def _test(self, logits: Tensor, val: Tensor) -> Outcome:
+    def _test(self, found: Mapping[str, Tensor]) -> Outcome:
         from torchmetrics.functional.classification import (
             multiclass_accuracy,
             multiclass_calibration_error,
@@ -223,11 +227,10 @@ class ClassTrial(Trial):
             multiclass_stat_scores,
         )
 
-        target, classes, third = self.parts["test"][1], self.classes, self.third
+        logits, target, classes, third = found["test"], self.parts["test"][1], self.classes, self.third
         right, *_, support = multiclass_stat_scores(logits, target, classes, average="none").double().unbind(-1)
         recall = (right / support)[self.by_size]  # from counts: equal recalls stay equal, for the rank test
         sizes = self.counts[self.by_size]
-        chosen = multiclass_accuracy(val, self.parts["val"][1], classes, average="macro")
         metrics = {
             "worst_recall": recall.min(),
             "tail_recall": recall[-third:].mean(),
@@ -237,8 +240,10 @@ class ClassTrial(Trial):
             "natural_accuracy": (recall * sizes).sum() / sizes.sum(),
             "accuracy": multiclass_accuracy(logits, target, classes, average="micro"),
             "ece": multiclass_calibration_error(logits.softmax(-1), target, classes, n_bins=15),
-            "val_balanced_accuracy": chosen,
         }
+        if "val" in found:
+            chosen = multiclass_accuracy(found["val"], self.parts["val"][1], classes, average="macro")
+            metrics["val_balanced_accuracy"] = chosen
         return Outcome(
             {name: float(value) for name, value in metrics.items()},
             details={

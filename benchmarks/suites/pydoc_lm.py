@@ -10,7 +10,7 @@ from .language import LanguageSuite, TextData, encoded
 
 VOCABULARY, CONTEXT = 1000, 32
 
-TRAINING: dict[str, Any] = {"steps": 250, "batch_size": 32, "lr": 1e-2, "weight_decay": 0.01, "width": 64}
+TRAINING: dict[str, Any] = {"steps": 250, "batch_size": 32, "lr": 3e-2, "weight_decay": 0.1, "width": 64}
 RATES = (3e-3, 1e-2, 3e-2)
 GRID: Mapping[str, Mapping[str, Sequence[Any]]] = {"ce": {"lr": RATES, "weight_decay": (0.01, 0.1)}}
 

@@ -15,12 +15,12 @@ SHARES = {"test": 0.2, "val": 0.2}
 TRAINING: dict[str, Any] = {
     "steps": 300,
     "batch_size": 256,
-    "lr": 3e-3,
-    "weight_decay": 0.01,
+    "lr": 1e-2,
+    "weight_decay": 0.1,
     "width": 32,
     "hidden": 64,
 }
-RATES = (1e-3, 3e-3, 1e-2)
+RATES = (3e-3, 1e-2, 3e-2)
 GRID: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "ce": {"lr": RATES, "weight_decay": (0.01, 0.1)},
     "ce_dice": {"lr": RATES, "dice": (0.5, 1.0)},

@@ -31,9 +31,9 @@ METHODS = (
         trained=False,
     ),
     Method("ce_dice", "CE + dice", "Adds a loss that compares the predicted positives with the true ones as a whole."),
-    Method("sqrt_weight", "square root of odds", "Positives count more, by the square root of how rare they are."),
+    Method("sqrt_weight", "power of odds", "Positives count more, by a small power of how rare they are."),
     Method("full_weight", "odds", "Positives count as much in sum as negatives.", claim=False),
-    Method("focal", "focal (gamma 2)", "Tokens that the network already gets right count less.", claim=False),
+    Method("focal", "focal (gamma 1)", "Tokens that the network already gets right count less.", claim=False),
     Method("dice", "dice alone", "The comparison as a whole, without cross-entropy.", claim=False),
 )
 METRICS = (
@@ -53,10 +53,10 @@ METRICS = (
     Metric("val_f1", "F1 at 0.5, val.", "On the validation text.", shown=False),
 )
 OWN: Mapping[str, Mapping[str, Any]] = {
-    "ce_dice": {"dice": 1.0},
-    "sqrt_weight": {"power": 0.5},
+    "ce_dice": {"dice": 0.5},
+    "sqrt_weight": {"power": 0.25},
     "full_weight": {"power": 1.0},
-    "focal": {"gamma": 2.0},
+    "focal": {"gamma": 1.0},
 }
 
 

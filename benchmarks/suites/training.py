@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader, Sampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
 from reweigh.lightning_callbacks import WeightingMonitor
 from reweigh.losses import Objective
@@ -222,7 +222,7 @@ def task_curves(monitor: WeightingMonitor, tasks: Sequence[str]) -> dict[str, An
 def train(
     net: nn.Module,
     objective: Objective,
-    data: tuple[Tensor, ...],
+    data: tuple[Tensor, ...] | Dataset[Any],
     options: Mapping[str, Any],
     *,
     seed: int,
@@ -234,11 +234,16 @@ def train(
 
     ``options`` holds ``steps``, ``batch_size``, ``lr``, ``weight_decay``, and where they are there ``optimizer``
     (``"adamw"``, ``"sgd"``), ``milestones`` (shares of the training after which the rate is divided by 10), ``warmup``
-    (steps of a rising rate) and ``accelerator``. Others are the caller's.
+    (steps of a rising rate), ``accelerator`` and ``loaders`` (processes that read). Others are the caller's. A data
+    set that is read piece by piece takes a list of indices and gives the batch.
     """
+    dataset: Any = TensorDataset(*data) if isinstance(data, tuple) else data
     loader = DataLoader(
-        TensorDataset(*data), sampler=order or EpochOrder(len(data[0]), options["batch_size"], seed), batch_size=None
-    )  # a sampler of lists: one indexing per batch
+        dataset,
+        sampler=order or EpochOrder(len(dataset), options["batch_size"], seed),
+        batch_size=None,  # a sampler of lists: one indexing per batch
+        num_workers=options.get("loaders", 0),
+    )
     timer = StepTimer()
     with quiet():
         trainer = pl.Trainer(
