@@ -43,6 +43,7 @@ def parser() -> ArgumentParser:
         "--quick", action="store_true", help=f"{QUICK_SEEDS} seeds, fewer methods, no tests and no gates"
     )
     train.add_argument("--seeds", type=int, help="number of repetitions; the default is the suite's own, usually 10")
+    train.add_argument("--first-seed", type=int, default=0, metavar="N", help="seeds are counted from here")
     train.add_argument("--full", action="store_true", help="all methods of each suite, at least 10 seeds")
     train.add_argument("--methods", type=str, metavar="A,B", help="only these; the baseline is always added")
     _placement(train)
@@ -65,7 +66,7 @@ def parser() -> ArgumentParser:
     for option in ("--max-epochs", "--max-steps"):
         own.add_argument(option, type=int, help="of the Trainer")
     own.add_argument("--accelerator", type=str, help="of the Trainer")
-    _placement(own)
+    _placement(own, "1, because they would compete for a device")
     commands.add_subcommand("compare", own, help="your own model under several objectives")
 
     look = ArgumentParser(description="What the imbalance of your data is, and which objectives are worth trying.")
@@ -88,8 +89,8 @@ def parser() -> ArgumentParser:
     return top
 
 
-def _placement(parser: ArgumentParser) -> None:
-    parser.add_argument("--workers", type=int, help="processes; the default is the number of cores")
+def _placement(parser: ArgumentParser, usual: str = "the number of cores") -> None:
+    parser.add_argument("--workers", type=int, help=f"processes; the default is {usual}")
     parser.add_argument("--backend", type=str, choices=BACKENDS, default="local", help="where they run")
     parser.add_argument("--scheduler", type=str, metavar="ADDRESS", help="of the backend; the default starts one here")
 
@@ -133,6 +134,8 @@ def _list(console: Console) -> int:
     for name, kind in SUITES.items():
         suite = kind()
         console.print(f"{name}: {suite.summary}", markup=False, highlight=False, soft_wrap=True)
+        if (why := suite.unavailable()) is not None:
+            console.print(f"  not here: {why}", markup=False, highlight=False, soft_wrap=True)
         for method in suite.methods:
             mark = "  (baseline)" if method is suite.baseline else ""
             console.print(f"  {method.name:18}{method.what}{mark}", markup=False, highlight=False, soft_wrap=True)
@@ -231,6 +234,8 @@ def _run(options: Namespace, command: str, console: Console) -> int:
     if root is not None and not root.is_dir():
         raise UsageError(f"--data-root must name an existing folder, got {str(root)!r}")
     _positive(options)
+    if options.first_seed < 0:
+        raise UsageError(f"--first-seed must be >= 0, got {options.first_seed}")
     everything = "all" in options.suites
     names = list(SUITES) if everything else list(dict.fromkeys(options.suites))
     suites = [SUITES[_known("suite", name, list(SUITES))](root) for name in names]
@@ -239,7 +244,7 @@ def _run(options: Namespace, command: str, console: Console) -> int:
         why = suite.unavailable()
         if why is None:
             able.append(suite)
-        elif not everything or not suite.from_root:
+        elif not everything or not suite.from_root or root is not None:
             progress.say(f"{suite.name} is left out: {why}")
     if not able:
         raise UsageError("there is nothing to run")
@@ -255,6 +260,7 @@ def _run(options: Namespace, command: str, console: Console) -> int:
         progress=progress,
         backend=options.backend,
         scheduler=options.scheduler,
+        first_seed=options.first_seed,
     )
     summaries = report(folder, console)
     failed = [gate for summary in summaries for gate in summary.gates if gate.passed is False]

@@ -1,32 +1,31 @@
 """Put a run's numbers on record: ``python -m reweigh.benchmarks.publish DIR``.
 
 Writes ``benchmarks/results/<suite>.json`` of the source tree (settings, seeds, data hash, versions, every metric of
-every method; not the single runs) and the tables between the ``results`` marks of the pages that show it. A test keeps
-files and pages equal.
+every method; not the single runs) and the tables between the ``results`` marks of all pages. A test keeps files and
+pages equal.
+
+Marks: ``<!-- results: overview -->``, ``<!-- results: differences SUITE -->``, ``<!-- results: values SUITE -->``; each
+ends with ``<!-- results: end -->``.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .suites import SUITES
-from .summary import value
+from .suites import SUITES, Metric, Suite
+from .summary import signed, value
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->\n"
-EXAMPLES = ROOT / "docs" / "examples"
-PAGES = {
-    "digits_lt50": ROOT / "README.md",
-    "digits_two_tasks": EXAMPLES / "multitask.md",
-    "digits_spurious": EXAMPLES / "robust_groups.md",
-    "digits_lt_noisy": EXAMPLES / "noisy_labels.md",
-}
-"""Where each suite's table stands."""
-SHOWN = ("worst_recall", "tail_recall", "head_recall", "balanced_accuracy", "macro_f1", "ece")
+MARK = re.compile(
+    r"(<!-- results: (overview|differences|values)(?: (\w+))? -->\n).*?(<!-- results: end -->)", re.DOTALL
+)
+MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 
 def record(folder: Path) -> list[Path]:
@@ -36,10 +35,12 @@ def record(folder: Path) -> list[Path]:
     kept = {"python": environment["python"], "versions": environment["versions"], "machine": environment["machine"]}
     written = []
     for suite in found["suites"]:
-        kind = SUITES[suite["suite"]]
+        kind = SUITES.get(suite["suite"])
+        if kind is None or kind.from_root:
+            continue  # numbers on somebody's own data are not ours to show
         if len(suite["seeds"]) < kind.seeds or len(suite["summary"]) < len(kind.methods):
-            raise ValueError(f"{folder} does not hold a full run of {kind.name}: run it without --quick and --methods")
-        command = f"python -m reweigh.benchmarks run {kind.name}"
+            raise ValueError(f"{folder} does not hold a full run of {kind.name}: run it with --full")
+        command = f"python -m reweigh.benchmarks run {kind.name} --full"
         skipped = ("runs", "data_hash_by_seed", "remarks")
         body = {key: value for key, value in suite.items() if key not in skipped}
         path = RESULTS / f"{kind.name}.json"
@@ -51,98 +52,152 @@ def record(folder: Path) -> list[Path]:
     return written
 
 
-def table(name: str) -> str:
-    """The README's table of a suite, in Markdown, from the committed file."""
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    suite = SUITES[name]()
-    labels = {method.name: method for method in suite.methods}
-    metrics = [metric for metric in suite.metrics if metric.name in SHOWN]
-    base, *others = found["summary"]
-    others.sort(key=lambda row: -row["versus_baseline"][found["primary"]]["mean"])
-    headings = [metric.label + ("" if metric.higher_is_better else " (lower is better)") for metric in metrics]
+def pages() -> Iterator[Path]:
+    """Every page that shows results."""
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        if MARK.search(path.read_text(encoding="utf-8")):
+            yield path
+
+
+def filled(text: str) -> str:
+    """A page's text with what the committed files say between its marks."""
+
+    def block(match: re.Match[str]) -> str:
+        kind, name = match[2], match[3]
+        body = overview() if kind == "overview" else differences(name) if kind == "differences" else values(name)
+        return f"{match[1]}{body}{match[4]}"
+
+    return MARK.sub(block, text)
+
+
+def committed(name: str) -> dict[str, Any]:
+    """The committed results of a suite."""
+    return dict(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def overview() -> str:
+    """One line per suite: its baseline, the method with the largest claimed gain, and what that costs."""
+    lines = [
+        "| data set | what counts | plain | best of our claims | difference, [95 % interval] | clearly worse |",
+        "|---|---|---:|---|---|---|",
+    ]
+    for name, kind in SUITES.items():
+        if not (RESULTS / f"{name}.json").exists():
+            continue
+        found, suite = committed(name), kind()
+        base, *others = found["summary"]
+        primary = suite.primary
+        sign = 1.0 if primary.higher_is_better else -1.0
+        claimed = [row for row in others if row["claim"]]
+        best = max(claimed, key=lambda row: sign * row["versus_baseline"][primary.name]["mean"], default=None)
+        cells = [
+            f"{suite.title}, {suite.summary}",
+            primary.label + ("" if primary.higher_is_better else " (lower is better)"),
+            _value(primary, base["mean"][primary.name]),
+        ]
+        if best is None:
+            cells += [DASH] * 3
+        else:
+            cells += [suite.method(best["method"]).label, _difference(primary, best), _price(suite, best)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def differences(name: str) -> str:
+    """A table of a suite's differences to its baseline, in Markdown."""
+    suite, found, base, others, metrics = _parts(name)
     lines = [
         f"{suite.title} ({suite.summary}), {len(found['seeds'])} paired repetitions: difference to "
-        f"{labels[base['method']].label} in points, [95 % interval], better in so many repetitions. Losers and "
-        f"costs stand in the same table. Made by `{found['command']}`, the command behind `make demo`.",
+        f"{suite.baseline.label} in points, [95 % interval], better in so many repetitions. Losers and "
+        f"costs stand in the same table. Made by `{found['command']}`.",
         "",
-        f"| | {' | '.join(headings)} |",
+        f"| | {' | '.join(_heading(metric) for metric in metrics)} |",
         "|---" * (len(metrics) + 1) + "|",
-        f"| {labels[base['method']].label} | "
-        + " | ".join(f"{100 * base['mean'][metric.name]:.1f} %" for metric in metrics)
+        f"| {suite.baseline.label} | "
+        + " | ".join(_value(metric, base["mean"][metric.name]) for metric in metrics)
         + " |",
     ]
     for row in others:
         cells = []
         for metric in metrics:
             versus = row["versus_baseline"][metric.name]
-            cell = _signed(versus["mean"])
-            if metric.name == found["primary"]:
-                low, high = _signed(versus["t_low"]), _signed(versus["t_high"])
-                cell = f"**{cell}** [{low}, {high}] {versus['wins']}/{versus['n']}"
-            cells.append(cell)
-        claim = "" if row["claim"] else " (no claim)"
-        lines.append(f"| {labels[row['method']].label}{claim} | {' | '.join(cells)} |")
+            if metric is suite.primary:
+                cells.append(f"{_difference(metric, row)} {versus['wins']}/{versus['n']}")
+            else:
+                cells.append(signed(metric, versus["mean"]))
+        lines.append(f"| {_label(suite, row)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def values(name: str) -> str:
-    """A table of a suite's means, and of the primary metric's differences, in Markdown, from the committed file."""
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    suite = SUITES[name]()
-    labels = {method.name: method for method in suite.methods}
-    metrics = [metric for metric in suite.metrics if metric.shown]
-    base, *others = found["summary"]
-    others.sort(key=lambda row: -row["versus_baseline"][found["primary"]]["mean"])
-    headings = [metric.label + ("" if metric.higher_is_better else " (lower is better)") for metric in metrics]
+    """A table of a suite's means, and of the primary metric's differences, in Markdown."""
+    suite, found, base, others, metrics = _parts(name)
+    unit = "points" if suite.primary.share else "its own unit"
     lines = [
         f"{suite.title} ({suite.summary}), means of {len(found['seeds'])} paired repetitions, and the difference in "
-        f"{suite.primary.label} to {labels[base['method']].label} in points, [95 % interval]. Made by "
-        f"`{found['command']}`.",
+        f"{suite.primary.label} to {suite.baseline.label} in {unit}, [95 % interval]. Made by `{found['command']}`.",
         "",
-        f"| | {' | '.join(headings)} | difference | time per step |",
+        f"| | {' | '.join(_heading(metric) for metric in metrics)} | difference | time per step |",
         "|---" * (len(metrics) + 3) + "|",
     ]
     for row in [base, *others]:
-        cells = [value(metric, row["mean"][metric.name]) for metric in metrics]
-        cells = [cell.replace("-", "\N{MINUS SIGN}") for cell in cells]
-        versus = row.get("versus_baseline") or {}
-        difference = "\N{EN DASH}"
-        if found["primary"] in versus:
-            one = versus[found["primary"]]
-            difference = f"**{_signed(one['mean'])}** [{_signed(one['t_low'])}, {_signed(one['t_high'])}]"
-        claim = "" if labels[row["method"]].claim else " (no claim)"
+        cells = [_value(metric, row["mean"][metric.name]) for metric in metrics]
         time = row["relative_step_time"]
-        cells += [difference, "\N{EN DASH}" if time is None else f"\N{MULTIPLICATION SIGN}{time:.1f}"]
-        lines.append(f"| {labels[row['method']].label}{claim} | {' | '.join(cells)} |")
+        cells.append(_difference(suite.primary, row) if row["versus_baseline"] else DASH)
+        cells.append(DASH if time is None else f"\N{MULTIPLICATION SIGN}{time:.1f}")
+        lines.append(f"| {_label(suite, row)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def block(name: str) -> str:
-    """What stands between the marks of a suite's page."""
-    return table(name) if name == "digits_lt50" else values(name)
+def _parts(name: str) -> tuple[Suite, dict[str, Any], dict[str, Any], list[dict[str, Any]], list[Metric]]:
+    """A suite, its results, its baseline's row, the others' (best first), and the metrics that are shown."""
+    suite, found = SUITES[name](), committed(name)
+    base, *others = found["summary"]
+    sign = -1.0 if suite.primary.higher_is_better else 1.0
+    others.sort(key=lambda row: sign * row["versus_baseline"][found["primary"]]["mean"])
+    return suite, found, base, others, [metric for metric in suite.metrics if metric.shown]
 
 
-def page_with(block: str, text: str) -> str:
-    """A page's text with the block between its marks."""
-    head, rest = text.split(BEGIN)
-    return head + BEGIN + block + END + rest.split(END)[1]
+def _heading(metric: Metric) -> str:
+    return metric.label + ("" if metric.higher_is_better else " (lower is better)")
 
 
-def _signed(value: float) -> str:
-    text = f"{100 * value:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "\N{MINUS SIGN}")
+def _label(suite: Suite, row: dict[str, Any]) -> str:
+    method = suite.method(row["method"])
+    return method.label + ("" if method.claim else " (no claim)")
 
 
-def main(folder: str) -> None:
-    """Record a folder and rewrite the tables of its suites."""
-    for path in record(Path(folder)):
+def _value(metric: Metric, number: float) -> str:
+    return value(metric, number).replace("-", MINUS)
+
+
+def _difference(metric: Metric, row: dict[str, Any]) -> str:
+    versus = row["versus_baseline"][metric.name]
+    return (
+        f"**{signed(metric, versus['mean'])}** [{signed(metric, versus['t_low'])}, {signed(metric, versus['t_high'])}]"
+    )
+
+
+def _price(suite: Suite, row: dict[str, Any]) -> str:
+    worse = []
+    for metric in suite.metrics:
+        versus = row["versus_baseline"][metric.name]
+        clear = versus["t_high"] < 0 if metric.higher_is_better else versus["t_low"] > 0
+        if metric.shown and clear:
+            worse.append(f"{metric.label} {signed(metric, versus['mean'])}")
+    return ", ".join(worse) or "nothing"
+
+
+def main(folder: str | None) -> None:
+    """Record a folder (or nothing new) and rewrite the tables of all pages."""
+    for path in [] if folder is None else record(Path(folder)):
         print(f"wrote {path.relative_to(ROOT)}")
-        page = PAGES[path.stem]
-        page.write_text(page_with(block(path.stem), page.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in pages():
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
         print(f"wrote {page.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m reweigh.benchmarks.publish DIR")
-    main(sys.argv[1])
+    if len(sys.argv) > 2:
+        sys.exit("usage: python -m reweigh.benchmarks.publish [DIR]")
+    main(sys.argv[1] if len(sys.argv) == 2 else None)

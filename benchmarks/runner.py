@@ -55,10 +55,10 @@ def check(suite: Suite, contents: Contents) -> None:
         )
 
 
-def plan(suite: Suite, seeds: int, methods: Sequence[str], contents: Contents) -> list[Unit]:
-    """What is still to be done, in units."""
+def plan(suite: Suite, seeds: int, methods: Sequence[str], contents: Contents, first: int = 0) -> list[Unit]:
+    """What is still to be done of ``seeds`` seeds from ``first`` on, in units."""
     units = []
-    for seed in range(seeds):
+    for seed in range(first, first + seeds):
         missing = tuple(method for method in methods if (suite.name, method, seed) not in contents.runs)
         if missing:
             units.append(Unit(suite, seed, missing))
@@ -119,6 +119,7 @@ def run(
     progress: Progress,
     backend: str = "local",
     scheduler: str | None = None,
+    first_seed: int = 0,
 ) -> Contents:
     """Fill the folder with what is missing of each (suite, number of seeds, methods).
 
@@ -133,6 +134,7 @@ def run(
         progress: Is told.
         backend: ``"local"``; ``"dask"`` and ``"ray"``, where those are installed.
         scheduler: Address of Dask's scheduler or of Ray's cluster; the default is one on this machine.
+        first_seed: Seeds are counted from here.
 
     Raises:
         StoreError: If the folder holds results that new ones cannot be compared with.
@@ -146,7 +148,7 @@ def run(
     for suite, _, _ in grid:
         check(suite, contents)
     asked = sum(seeds * len(methods) for _, seeds, methods in grid)
-    units = _missing(grid, contents)
+    units = _missing(grid, contents, first_seed)
     missing = sum(len(unit.methods) for unit in units)
     if not missing:
         progress.say(f"all {asked} runs are there already; nothing to train")
@@ -175,7 +177,7 @@ def run(
                     _work_off(spread(units, workers), workers, store, session, progress)
                     break
                 except BrokenProcessPool as error:
-                    units = _missing(grid, store.read())
+                    units = _missing(grid, store.read(), first_seed)
                     if attempt == ATTEMPTS and units:
                         left = sum(len(unit.methods) for unit in units)
                         raise RuntimeError(
@@ -187,10 +189,11 @@ def run(
     return store.read()
 
 
-def _missing(grid: Sequence[tuple[Suite, int, Sequence[str]]], contents: Contents) -> list[Unit]:
+def _missing(grid: Sequence[tuple[Suite, int, Sequence[str]]], contents: Contents, first: int) -> list[Unit]:
     units: list[Unit] = []
     for suite, seeds, methods in grid:
-        units += plan(suite, seeds, [method.name for method in suite.methods if method.name in methods], contents)
+        ordered = [method.name for method in suite.methods if method.name in methods]
+        units += plan(suite, seeds, ordered, contents, first)
     return units
 
 

@@ -133,6 +133,31 @@ def test_a_second_call_adds_only_what_is_missing(tmp_path, capsys):
     assert keys(tmp_path) == sorted(grid(1, ["posthoc_la"]) + grid(2, ["ce", "focal", "inverse"]))
 
 
+def test_seeds_may_start_elsewhere(tmp_path, finished):
+    """The same seeds, whichever call makes them."""
+    assert (
+        call(
+            "run",
+            "digits_lt50",
+            "--seeds",
+            2,
+            "--first-seed",
+            4,
+            "--methods",
+            "focal",
+            "--workers",
+            1,
+            "--out",
+            tmp_path,
+        )
+        == 0
+    )
+    assert keys(tmp_path) == sorted(("digits_lt50", method, seed) for seed in (4, 5) for method in ("ce", "focal"))
+    mine, theirs = Store(tmp_path).read().runs, Store(finished).read().runs
+    assert all(run.metrics == theirs[key].metrics for key, run in mine.items())
+    assert call("run", "digits_lt50", "--first-seed", -1, "--out", tmp_path) == 2
+
+
 def test_workers_change_nothing_but_time(tmp_path, finished, monkeypatch):
     monkeypatch.delattr(
         DigitsLT50, "training"
@@ -368,9 +393,9 @@ def test_page_needs_nothing_else(folder):
     assert all(link.startswith("data:image/svg+xml;base64,") for link in page.links)
     assert not {"script", "link", "iframe"} & set(page.tags)
     assert not re.search(r"@import|url\(", html)
-    assert len(page.images) == 3
+    assert len(page.images) == 4
     assert all(len(image["alt"]) > 40 for image in page.images)
-    for figure in ("differences", "recall_by_class", "weights"):
+    for figure in ("differences", "by_class", "reliability", "weights"):
         assert f'id="digits_lt50-{figure}"' in html
     text = " ".join(page.text)
     assert all(method.label in text for method in DigitsLT50.methods)

@@ -49,8 +49,9 @@ class Method:
 class Gate:
     """A promise about the paired difference to the baseline, or to the method that ``versus`` names.
 
-    ``at_least``: the mean is at least this good, and its 95 % t interval excludes 0. ``within``: the whole interval is
-    inside this share of the baseline's mean, on either side of 0: no harm, and no gain.
+    ``at_least``: the mean is better by at least this much (a positive number, also where lower is
+    better), and its 95 % t interval excludes 0. ``within``: the mean is at most
+    this share of the baseline's mean, in either direction: no harm, and no gain.
     """
 
     method: str
@@ -62,6 +63,8 @@ class Gate:
     def __post_init__(self) -> None:
         if (self.at_least is None) == (self.within is None):
             raise ValueError("Gate: give one of at_least and within")
+        if (self.at_least or self.within or 0.0) <= 0.0:
+            raise ValueError(f"Gate: the bound must be > 0, whichever direction is better, got {self}")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from .base import Method, Metric, Outcome, Suite, Trial
+from .base import Gate, Method, Metric, Outcome, Suite, Trial
 
 if TYPE_CHECKING:  # torch and Lightning are imported by the workers only
     from torch import Tensor, nn
@@ -176,11 +176,11 @@ class DigitsNuisance(Suite):
         "In R@1, the nearest image alone, raw pixels are as good as most networks; they fail at finding the others.",
         "Triplet loss, SupCon and multi-similarity are not part of the library; they are a few lines of this suite. A "
         "similarity gap is no measure of quality across losses: each stops pulling at another similarity.",
-        "Six repetitions are too few for the corrected tests to be significant; the intervals and the wins are to be "
-        "read.",
+        "Six repetitions, the default, are too few for the corrected tests to be significant; the intervals and the "
+        "wins are to be read.",
     )
-    # The baseline is the loss that circle loss re-weights. Batch-hard triplet does not learn here, whatever its rate:
-    # a promise to beat it would promise nothing.
+    # The baseline is the loss that circle loss re-weights, and of that nothing is promised. Batch-hard triplet does not
+    # learn here, whatever its rate: a promise to beat it says that circle loss does not collapse, and no more.
     methods = (
         Method("pair", "pair loss (gamma 4)", "Circle loss without its weights: all pairs count alike."),
         Method("circle_16", "circle (gamma 16)", "Pairs count the more, the further they are from where they belong."),
@@ -221,6 +221,7 @@ class DigitsNuisance(Suite):
         ),
         Metric("val_map_at_r", "mAP@R, val.", "On the validation data, by which was chosen.", shown=False),
     )
+    gates = (Gate("circle_16", "map_at_r", 0.2, versus="triplet"),)
     seeds = 6
     training: Mapping[str, Any] = TRAINING
 

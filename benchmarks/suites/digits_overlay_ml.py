@@ -86,6 +86,9 @@ class DigitsOverlayML(Suite):
         "mAP does not depend on where one draws the line between yes and no; macro F1 at 0.5 does. Moving the line, "
         "for each label, to where validation data put it costs nothing: that is the row of tuned thresholds, and a "
         "method that wins in F1 at 0.5 alone has to be compared with it.",
+        "The asymmetric loss has no gain in mAP here. At a third of this learning rate it has one of about 4 points, "
+        "because plain training is then far from done (`tune` prints both): a comparison that had not tuned its "
+        "baseline would have found it better.",
         "Learning rate and own setting of every method are the best of six pairs by mAP on validation data, over seeds "
         "that are not among the reported ones; plain training chose its weight decay instead of a setting of its own.",
     )
@@ -122,7 +125,7 @@ class DigitsOverlayML(Suite):
         Metric("ece", "ECE", "Calibration error: how far probabilities are from frequencies.", higher_is_better=False),
         Metric("val_map", "mAP, val.", "On the validation data.", shown=False),
     )
-    gates = (Gate("asl", "map", 0.02), Gate("asl", "macro_f1", 0.05))
+    gates = (Gate("adjusted", "map", 0.01), Gate("adjusted", "macro_f1", 0.08), Gate("asl", "macro_f1", 0.05))
     seeds = 6
     training: Mapping[str, Any] = TRAINING
     own = OWN

@@ -34,7 +34,7 @@ METHODS = (
         trained=False,
     ),
     Method("pdl", "power-law decay (PDL)", "Words count in inverse proportion to a small power of their frequency."),
-    Method("pdl_half", "PDL, square root", "The same with the square root of the frequency.", claim=False),
+    Method("pdl_half", "PDL, square root", "The same with the square root of the frequency."),
     Method("tldr", "TLDR", "Words that the model is already sure of count less."),
     Method("focal", "focal (gamma 2)", "The same by another formula.", claim=False),
 )
@@ -105,8 +105,9 @@ class LanguageSuite(Suite):
     default = ("ce", "posthoc_la", "pdl", "pdl_half", "tldr")
     metrics = METRICS
     gates = (
-        Gate("pdl", "rare_accuracy", 0.01),
-        Gate("pdl", "distinct2", 0.005),
+        Gate("pdl", "rare_accuracy", 0.02),
+        Gate("pdl", "distinct2", 0.02),
+        Gate("pdl_half", "rare_accuracy", 0.035),
         Gate("tldr", "perplexity", within=0.02),
     )
     own = OWN

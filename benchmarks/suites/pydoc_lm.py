@@ -37,8 +37,8 @@ class PydocLM(LanguageSuite):
         "which counts neither as rare nor as frequent.",
         "Weights change what the model estimates: a model that favours rare words must have a higher perplexity. "
         "Neither column means anything without the other.",
-        "The unigram adjustment needs no training and buys rare words more cheaply; a weighting that is "
-        "meant to help on rare words has to be compared with it.",
+        "The unigram adjustment needs no training; a weighting that is meant to help on rare words has to beat it. It "
+        "pays more perplexity for fewer rare words here, and makes the model repeat itself.",
         "TLDR was made for chat models that answer everything with the same few sentences; all that is "
         "promised of it here is that it does no harm.",
         "Learning rate and weight decay were chosen once, on validation text, for plain training, and are the same for "
