@@ -15,7 +15,7 @@ SHARES = {"test": 0.2, "val": 0.2}
 TRAINING: dict[str, Any] = {
     "steps": 300,
     "batch_size": 256,
-    "lr": 1e-2,
+    "lr": 3e-2,
     "weight_decay": 0.1,
     "width": 32,
     "hidden": 64,
@@ -62,6 +62,8 @@ class PydocQuotes(TagSuite):
         "with a tuned line says what a method has learned beyond that.",
         "Learning rate and own settings of every method are the best of at most six pairs, by F1 at 0.5 on validation "
         "text, over seeds that are not among the reported ones.",
+        "Nothing is claimed here. At a tenth of its learning rate plain training is 3 points of F1 behind CE + dice "
+        "(`tune` prints both); at the rate that suits it, it is not.",
         "Dice compares the positives of a batch as a whole. Alone it is unstable; nothing is claimed of it.",
     )
     seeds = 6

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .base import Gate, Method, Metric, Outcome, Suite, Trial
+from .base import Method, Metric, Outcome, Suite, Trial
 from .classes import hashed
 
 if TYPE_CHECKING:  # torch and Lightning are imported by the workers only
@@ -30,8 +30,13 @@ METHODS = (
         claim=False,
         trained=False,
     ),
-    Method("ce_dice", "CE + dice", "Adds a loss that compares the predicted positives with the true ones as a whole."),
-    Method("sqrt_weight", "power of odds", "Positives count more, by a small power of how rare they are."),
+    Method(
+        "ce_dice",
+        "CE + dice",
+        "Adds a loss that compares the predicted positives with the true ones as a whole.",
+        claim=False,
+    ),
+    Method("sqrt_weight", "power of odds", "Positives count more, by a small power of how rare they are.", claim=False),
     Method("full_weight", "odds", "Positives count as much in sum as negatives.", claim=False),
     Method("focal", "focal (gamma 1)", "Tokens that the network already gets right count less.", claim=False),
     Method("dice", "dice alone", "The comparison as a whole, without cross-entropy.", claim=False),
@@ -53,10 +58,11 @@ METRICS = (
     Metric("val_f1", "F1 at 0.5, val.", "On the validation text.", shown=False),
 )
 OWN: Mapping[str, Mapping[str, Any]] = {
-    "ce_dice": {"dice": 0.5},
-    "sqrt_weight": {"power": 0.25},
+    "ce_dice": {"dice": 1.0, "lr": 1e-2},
+    "sqrt_weight": {"power": 0.25, "lr": 1e-2},
     "full_weight": {"power": 1.0},
     "focal": {"gamma": 1.0},
+    "dice": {"lr": 1e-2},
 }
 
 
@@ -96,7 +102,6 @@ class TagSuite(Suite):
     quick = ("ce", "threshold", "ce_dice")
     default = ("ce", "threshold", "ce_dice", "sqrt_weight")
     metrics = METRICS
-    gates = (Gate("ce_dice", "f1", 0.02),)
     own = OWN
     chosen_by = "val_f1"
 
