@@ -6,16 +6,26 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..readers import DataError
 from .base import Method, Metric, Outcome, Suite, Trial
 
 if TYPE_CHECKING:  # torch and Lightning are imported by the workers only
+    from typing import TypeAlias
+
     from torch import Tensor, nn
 
     from reweigh.losses import Objective
+
+    from .vision import ImageSet
+
+    Part: TypeAlias = tuple[Tensor, ...] | ImageSet
+    """Inputs and what belongs to them, in memory or read batch by batch."""
 
 BETA = 0.999
 GAMMA = 2.0
@@ -102,7 +112,7 @@ def ends(number: str) -> tuple[Metric, Metric]:
 class ClassData:
     """One seed's data."""
 
-    parts: dict[str, tuple[Tensor, Tensor]]
+    parts: Mapping[str, Part]
     """Inputs and targets of ``train``, ``test`` and, where some are set apart, ``val``."""
     by_size: list[int]
     """Classes from the most common to the rarest."""
@@ -160,7 +170,7 @@ class ClassTrial(Trial):
         self.data, self.parts, self.by_size = data, data.parts, data.by_size
         self.classes = len(data.by_size)
         self.third = max(1, self.classes // 3)
-        self.counts = torch.bincount(self.parts["train"][1], minlength=self.classes)
+        self.counts = torch.bincount(behind(self.parts["train"])[0], minlength=self.classes)
         self.data_hash = hashed(self.parts)
         self._baseline: nn.Module | None = None
 
@@ -187,6 +197,7 @@ class ClassTrial(Trial):
         from .training import reproducible, train, weight_curves
 
         options, objective = self.suite.options(method), self.suite.objective(method)
+        data = self.parts["train"]
         callbacks: list[Any] = [WeightingCallback(), FitStatistics()]
         monitor = None
         if self.seed % MONITORED == 0:
@@ -195,7 +206,8 @@ class ClassTrial(Trial):
             callbacks.append(monitor)
         with reproducible(self.seed):
             net = self.suite.network(self.data, options)
-            step_ms = train(net, objective, self.parts["train"], options, seed=self.seed, callbacks=callbacks)
+            order = None if isinstance(data, tuple) else data.order(options["batch_size"], self.seed)
+            step_ms = train(net, objective, data, options, seed=self.seed, callbacks=callbacks, order=order)
         net.eval()
         if method == "ce":
             self._baseline = net
@@ -214,9 +226,7 @@ class ClassTrial(Trial):
         found = {}
         with reproducible(self.seed), torch.no_grad():
             for part in sorted(self.parts.keys() - {"train"}):
-                inputs = self.parts[part][0]
-                pieces = [net(inputs[start : start + 4096]) for start in range(0, len(inputs), 4096)]
-                found[part] = torch.cat(pieces)
+                found[part] = answers(net, self.parts[part], self.suite.training, 4096)
         return found
 
     def _test(self, found: Mapping[str, Tensor]) -> Outcome:
@@ -227,7 +237,8 @@ class ClassTrial(Trial):
             multiclass_stat_scores,
         )
 
-        logits, target, classes, third = found["test"], self.parts["test"][1], self.classes, self.third
+        classes, third = self.classes, self.third
+        logits, target = found["test"], behind(self.parts["test"])[0]
         right, *_, support = multiclass_stat_scores(logits, target, classes, average="none").double().unbind(-1)
         recall = (right / support)[self.by_size]  # from counts: equal recalls stay equal, for the rank test
         sizes = self.counts[self.by_size]
@@ -242,8 +253,8 @@ class ClassTrial(Trial):
             "ece": multiclass_calibration_error(logits.softmax(-1), target, classes, n_bins=15),
         }
         if "val" in found:
-            chosen = multiclass_accuracy(found["val"], self.parts["val"][1], classes, average="macro")
-            metrics["val_balanced_accuracy"] = chosen
+            truth = behind(self.parts["val"])[0]
+            metrics["val_balanced_accuracy"] = multiclass_accuracy(found["val"], truth, classes, average="macro")
         return Outcome(
             {name: float(value) for name, value in metrics.items()},
             details={
@@ -292,11 +303,70 @@ def reliability(probabilities: Tensor, target: Tensor, bins: int = 15) -> list[t
     return found
 
 
-def hashed(parts: Mapping[str, Sequence[Tensor]]) -> str:
-    """SHA-256 of all tensors, part by part."""
+def behind(part: Part) -> tuple[Tensor, ...]:
+    """What stands behind the inputs: the target, and what else there is."""
+    return part[1:] if isinstance(part, tuple) else part.behind
+
+
+def answers(net: nn.Module, part: Part, options: Mapping[str, Any], size: int) -> Tensor:
+    """What a network says of a part, so many samples of it at a time; gradients are the caller's affair."""
+    import torch
+
+    if not isinstance(part, tuple):
+        from .vision import outputs
+
+        return outputs(net, part, options)
+    inputs = part[0]
+    return torch.cat([net(inputs[start : start + size]) for start in range(0, len(inputs), size)])
+
+
+def hashed(parts: Mapping[str, Sequence[Tensor] | ImageSet], more: bytes = b"") -> str:
+    """SHA-256 of all tensors (and names of files), part by part, and of ``more``."""
     digest = hashlib.sha256()
     for name in sorted(parts):
-        for tensor in parts[name]:
+        part = parts[name]
+        if not isinstance(part, Sequence):
+            digest.update(part.digest())
+            continue
+        for tensor in part:
             array: np.ndarray[Any, Any] = tensor.contiguous().numpy()
             digest.update(array.tobytes())
+    digest.update(more)
     return digest.hexdigest()
+
+
+class FromRoot(Suite):
+    """A suite on the user's own data. Inherit from it before the family."""
+
+    from_root = True
+    needs: str
+    """What has to lie under ``--data-root``."""
+    modules: Mapping[str, str] = {}
+    """Modules that reading needs, and the packages that have them."""
+
+    @abstractmethod
+    def read(self, root: Path) -> Any:
+        """What a trial makes its parts of.
+
+        Raises:
+            DataError: Data that are missing, or cannot be used.
+        """
+
+    @property
+    def root(self) -> Path:
+        """The user's folder."""
+        if self.data_root is None:
+            raise DataError(f"{self.name} needs --data-root with {self.needs}")
+        return self.data_root
+
+    def unavailable(self) -> str | None:
+        if self.data_root is None:
+            return f"needs --data-root with {self.needs}"
+        for module, package in self.modules.items():
+            if find_spec(module) is None:
+                return f"needs {package}: pip install {package}"
+        try:
+            self.read(self.data_root)
+        except DataError as error:
+            return str(error)
+        return None

@@ -7,19 +7,14 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from .base import Gate, Method, Metric, Outcome, Suite, Trial
-from .classes import hashed
+from .base import Gate, Metric
+from .groups import AVERAGE, GAP, TIMES, TRAIN_AVERAGE, VAL_WORST_GROUP, WORST_GROUP, GroupData, GroupSuite
 
 if TYPE_CHECKING:  # torch and Lightning are imported by the workers only
     from torch import Tensor, nn
 
-    from reweigh.losses import Objective
-
-    from .training import EpochOrder
-
-GROUPS = 4
-"""Label (digit >= 5) and side of the strip: group 2 * label + side."""
 SIDES = 2
+"""Of the strip; the groups are label (digit >= 5) and side: group 2 * label + side."""
 HELD_OUT = {"test": 112, "val": 67}
 """Samples of each group."""
 DISAGREE = 0.03
@@ -38,7 +33,7 @@ TRAINING: dict[str, Any] = {
 }
 # group DRO and JTT: the best of at most 9 by the same; the last four have the settings they are usually given
 OWN: Mapping[str, Mapping[str, Any]] = {
-    "jtt": {"first_steps": 20, "times": 20},
+    "jtt": {"first_steps": 20, "times": TIMES},
     "group_dro": {"step_size": 0.03},
     "group_dro_adjusted": {"step_size": 0.1, "adjustment": 1.0},
     "group_dro_balanced": {"step_size": 0.01},
@@ -85,7 +80,7 @@ def composites(
 
 
 @final
-class DigitsSpurious(Suite):
+class DigitsSpurious(GroupSuite):
     """Section "subgroup" of the default suite."""
 
     name = "digits_spurious"
@@ -117,38 +112,15 @@ class DigitsSpurious(Suite):
         "Nothing is claimed of methods that know no groups and look at losses alone: what is hard is not what is rare "
         "here. GCE trusts what is easy, and the shortcut is.",
     )
-    methods = (
-        Method("erm", "plain training (ERM)", "Cross-entropy: every sample counts the same."),
-        Method("group_dro", "group DRO", "Weighs groups by a running estimate of which one does worst."),
-        Method(
-            "group_dro_adjusted",
-            "group DRO, adjusted",
-            "The same, with small groups' losses raised by C / sqrt(size), for what they lose from training to test.",
-        ),
-        Method(
-            "group_dro_balanced", "group DRO, balanced batches", "Group DRO on batches with equal shares of groups."
-        ),
-        Method("resampling", "group resampling", "Plain loss on batches with equal shares of groups."),
-        Method("group_weights", "group weights", "Each sample counts in inverse proportion to the size of its group."),
-        Method(
-            "jtt", "JTT", "What a first training gets wrong counts 20 times in a second one; no groups.", claim=False
-        ),
-        Method("cvar", "CVaR 20 %", "Trains on the worst fifth of each batch; no groups.", claim=False),
-        Method(
-            "kl_dro", "KL-DRO", "Weighs samples of a batch by the exponential of their loss; no groups.", claim=False
-        ),
-        Method("focal", "focal (gamma 2)", "Samples already got right count less; no groups.", claim=False),
-        Method("gce", "GCE (q 0.7)", "Made for wrong labels: samples that are got wrong count less.", claim=False),
-    )
     quick = ("erm", "group_dro_adjusted", "resampling")
     default = ("erm", "group_dro", "group_dro_adjusted", "resampling", "cvar")
     metrics = (
-        Metric("worst_group", "worst group", "Accuracy in the group that is served worst."),
-        Metric("average", "average", "Mean accuracy of the four groups."),
-        Metric("gap", "gap", "Average minus worst group: how uneven the service is.", higher_is_better=False),
-        Metric("train_average", "acc. at train freq.", "Accuracy if groups are as frequent as in training."),
+        WORST_GROUP,
+        AVERAGE,
+        GAP,
+        TRAIN_AVERAGE,
         Metric("rare_groups", "rare groups", "Mean accuracy of the two groups whose strip is on the wrong side."),
-        Metric("val_worst_group", "worst group, val.", "On the validation data, by which was chosen.", shown=False),
+        VAL_WORST_GROUP,
     )
     gates = (
         Gate("group_dro", "worst_group", 0.08),
@@ -157,169 +129,24 @@ class DigitsSpurious(Suite):
     seeds = 10
     training: Mapping[str, Any] = TRAINING
     grid = GRID
-
     own = OWN
-    chosen_by = "val_worst_group"
 
     def protocol(self) -> Mapping[str, Any]:
         return {"held_out": HELD_OUT, "disagree": DISAGREE, "strip": STRIP}
 
-    def prepare(self, seed: int) -> Trial:
-        return _SpuriousTrial(self, seed)
-
-    def objective(self, method: str, group_counts: Tensor) -> Objective:
-        """The loss of a method."""
-        from reweigh.losses import (
-            CrossEntropy,
-            CVaRLoss,
-            FocalLoss,
-            GCELoss,
-            GroupDROLoss,
-            KLDROLoss,
-            Objective,
-        )
-        from reweigh.weighting import GroupFrequency
-
-        own = self.options(method)
-        if method in ("group_dro", "group_dro_balanced"):
-            return GroupDROLoss(GROUPS, step_size=own["step_size"])
-        if method == "group_dro_adjusted":
-            return GroupDROLoss(
-                GROUPS, step_size=own["step_size"], adjustment=own["adjustment"], group_counts=group_counts
-            )
-        if method == "group_weights":
-            return Objective(CrossEntropy(), GroupFrequency(group_counts), "weighted_mean")
-        if method == "cvar":
-            return CVaRLoss(own["alpha"])
-        if method == "kl_dro":
-            return KLDROLoss(own["temperature"])
-        if method == "focal":
-            return FocalLoss(own["gamma"])
-        if method == "gce":
-            return GCELoss(own["q"])
-        return Objective(CrossEntropy())
-
-
-class _SpuriousTrial(Trial):
-    def __init__(self, suite: DigitsSpurious, seed: int) -> None:
+    def data(self, seed: int) -> GroupData:
         import torch
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        self.suite, self.seed = suite, seed
         found = composites(digits.images.astype(np.float32), digits.target, seed)
-        self.parts: dict[str, tuple[Tensor, ...]] = {
-            part: tuple(torch.from_numpy(array) for array in arrays) for part, arrays in found.items()
-        }
-        self.data_hash = hashed(self.parts)
-        self.counts = torch.bincount(self.parts["train"][2], minlength=GROUPS)
+        parts = {part: tuple(torch.from_numpy(array) for array in arrays) for part, arrays in found.items()}
+        return GroupData(parts, ("below 5, left", "below 5, right", "5 or more, left", "5 or more, right"))
 
-    def run(self, method: str) -> Outcome:
-        details: dict[str, Any] = {}
-        before = 0.0
-        weights = None
-        if method == "jtt":
-            weights, before, details["first_training"] = self._errors()
-        net, step_ms, step = self._train(method, weights)
-        outcome = self._test(net)
-        outcome.step_ms = step_ms + before / self.suite.training["steps"]
-        outcome.details.update(details, chosen_step=step)
-        return outcome
-
-    def _errors(self) -> tuple[Tensor, float, dict[str, Any]]:
-        """JTT's sample weights, the milliseconds that they took, and how the errors lie in the groups."""
-        import torch
-
-        from .training import reproducible
-
-        own = self.suite.options("jtt")
-        steps = min(own["first_steps"], own["steps"])
-        net, step_ms, _ = self._train("erm", None, steps=steps, choose=False)
-        inputs, target, group = self.parts["train"]
-        with reproducible(self.seed), torch.no_grad():
-            wrong = net(inputs).argmax(1) != target
-        by_group = torch.bincount(group[wrong], minlength=GROUPS)
-        return torch.where(wrong, float(own["times"]), 1.0), steps * step_ms, {"errors": by_group.tolist()}
-
-    def _train(
-        self, method: str, weights: Tensor | None, *, steps: int | None = None, choose: bool = True
-    ) -> tuple[nn.Module, float, int | None]:
-        """The network, the milliseconds of a step, and the step at which the validation data chose it."""
+    def network(self, data: GroupData, options: Mapping[str, Any]) -> nn.Module:
         from torch import nn
 
-        from reweigh.lightning_callbacks import WeightingCallback
+        return nn.Sequential(nn.Linear(8 * 10, options["hidden"]), nn.ReLU(), nn.Linear(options["hidden"], 2))
 
-        from .training import Classifier, KeepBest, reproducible, train
-
-        options = self.suite.options(method)
-        hidden, every = options["hidden"], options["look_every"]
-        options["steps"] = steps or options["steps"]
-        inputs, target, group = self.parts["train"]
-        data: tuple[Tensor, ...] = (inputs, target, group)
-        names = ["group"]
-        if weights is not None:
-            data, names = (*data, weights), [*names, "sample_weight"]
-        best = KeepBest(self._validate, every)
-        with reproducible(self.seed):
-            net = nn.Sequential(nn.Linear(inputs.shape[1], hidden), nn.ReLU(), nn.Linear(hidden, 2))
-            step_ms = train(
-                net,
-                self.suite.objective(method, self.counts),
-                data,
-                options,
-                seed=self.seed,
-                callbacks=[WeightingCallback(), *([best] if choose else [])],
-                module=Classifier.taking(*names),
-                order=self._order(method, options["batch_size"]),
-            )
-        return net.eval(), step_ms, best.step
-
-    def _order(self, method: str, batch_size: int) -> EpochOrder | None:
-        """Other batches than the common ones, for methods that draw them by group."""
-        from reweigh.weighting import group_sampling_weights
-
-        from .training import WeightedOrder
-
-        if method not in ("resampling", "group_dro_balanced"):
-            return None
-        return WeightedOrder(group_sampling_weights(self.parts["train"][2]), batch_size, self.seed)
-
-    def _accuracies(self, net: nn.Module, part: str) -> Tensor:
-        """``(4,)``, from counts: equal accuracies are equal numbers."""
-        import torch
-
-        from reweigh.lightning_callbacks import GroupAccuracy
-
-        inputs, target, group = self.parts[part]
-        with torch.no_grad():
-            return GroupAccuracy(GROUPS)(net(inputs), target, group).double()  # type: ignore[no-any-return]
-
-    def _validate(self, net: nn.Module) -> tuple[float, float]:
-        found = self._accuracies(net, "val")
-        return float(found.min()), float(found.mean())
-
-    def _test(self, net: nn.Module) -> Outcome:
-        import torch
-
-        from .training import reproducible
-
-        with reproducible(self.seed):
-            found, chosen = self._accuracies(net, "test"), self._validate(net)[0]
-        sizes = self.counts.double()
-        average = found.mean()
-        metrics = {
-            "worst_group": found.min(),
-            "average": average,
-            "gap": average - found.min(),
-            "train_average": (found * sizes).sum() / sizes.sum(),
-            "rare_groups": found[1:3].mean(),  # label 0 with the strip of 1, label 1 with the strip of 0
-            "val_worst_group": torch.tensor(chosen),
-        }
-        return Outcome(
-            {name: float(value) for name, value in metrics.items()},
-            details={
-                "group_counts": self.counts.tolist(),
-                "group_accuracy": found.tolist(),
-                "group_names": ["below 5, left", "below 5, right", "5 or more, left", "5 or more, right"],
-            },
-        )
+    def more(self, accuracies: Tensor) -> dict[str, Tensor]:
+        return {"rare_groups": accuracies[1:3].mean()}  # label 0 with the strip of 1, label 1 with the strip of 0

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .base import Outcome, Trial
-from .classes import hashed
+from .classes import answers, behind, hashed
 
 if TYPE_CHECKING:  # torch and Lightning are imported by the workers only
     from torch import Tensor, nn
 
     from reweigh.losses import Objective
+
+    from .classes import Part
 
 OWN: Mapping[str, Mapping[str, Any]] = {
     "adjusted": {"tau": 0.5},
@@ -26,15 +28,19 @@ OWN: Mapping[str, Mapping[str, Any]] = {
 class LabelData:
     """One seed's data."""
 
-    parts: dict[str, tuple[Tensor, Tensor]]
+    parts: Mapping[str, Part]
     """Inputs and labels (0 or 1) of ``train``, ``val`` and ``test``."""
     by_size: list[int]
     """Labels from the most common to the rarest in training."""
     names: Sequence[str]
+    weights: bytes = b""
+    """SHA-256 of the weights that networks start from, where they are given."""
 
 
 class LabelSuite(Protocol):
     """What a trial asks of its suite."""
+
+    training: Mapping[str, Any]
 
     def data(self, seed: int) -> LabelData: ...
 
@@ -55,7 +61,7 @@ def objective(method: str, own: Mapping[str, Any], data: LabelData) -> Objective
         SigmoidFocalLoss,
     )
 
-    labels = data.parts["train"][1].double()
+    labels = behind(data.parts["train"])[0].double()
     present, samples = labels.sum(0), len(labels)
     if method == "adjusted":
         transform = BinaryLogitAdjustment(present, samples=samples, tau=own["tau"])
@@ -78,8 +84,8 @@ class LabelTrial(Trial):
         self.data = suite.data(seed)
         self.parts, self.by_size = self.data.parts, self.data.by_size
         self.third = max(1, len(self.by_size) // 3)
-        self.counts = self.parts["train"][1].long().sum(0)
-        self.data_hash = hashed(self.parts)
+        self.counts = behind(self.parts["train"])[0].long().sum(0)
+        self.data_hash = hashed(self.parts, self.data.weights)
         self._baseline: nn.Module | None = None
 
     def run(self, method: str) -> Outcome:
@@ -87,7 +93,7 @@ class LabelTrial(Trial):
         if method == "thresholds":
             # where the baseline's training was finished in an earlier call of the program, it is repeated
             net = self._train("bce")[0] if self._baseline is None else self._baseline
-            lines = best_lines(self._logits(net, "val").sigmoid(), self.parts["val"][1].long())
+            lines = best_lines(self._logits(net, "val").sigmoid(), self._truth("val"))
         else:
             net, step_ms = self._train(method)
             lines = None
@@ -103,8 +109,10 @@ class LabelTrial(Trial):
         options = self.suite.options(method)
         with reproducible(self.seed):
             net = self.suite.network(self.data, options)
-            loss = self.suite.objective(method, self.data)
-            step_ms = train(net, loss, self.parts["train"], options, seed=self.seed, callbacks=[WeightingCallback()])
+            loss, data = self.suite.objective(method, self.data), self.parts["train"]
+            order = None if isinstance(data, tuple) else data.order(options["batch_size"], self.seed)
+            callbacks = [WeightingCallback()]
+            step_ms = train(net, loss, data, options, seed=self.seed, callbacks=callbacks, order=order)
         net.eval()
         if method == "bce":
             self._baseline = net
@@ -115,9 +123,11 @@ class LabelTrial(Trial):
 
         from .training import reproducible
 
-        inputs = self.parts[part][0]
         with reproducible(self.seed), torch.no_grad():
-            return torch.cat([net(inputs[start : start + 1024]) for start in range(0, len(inputs), 1024)])
+            return answers(net, self.parts[part], self.suite.training, 1024)
+
+    def _truth(self, part: str) -> Tensor:
+        return behind(self.parts[part])[0].long()
 
     def _test(self, logits: Tensor, val: Tensor, lines: Tensor | None) -> Outcome:
         import torch
@@ -127,17 +137,19 @@ class LabelTrial(Trial):
             multilabel_f1_score,
         )
 
-        target, labels = self.parts["test"][1].long(), len(self.by_size)
+        target, labels = self._truth("test"), len(self.by_size)
+        truth = self._truth("val")
+        known = truth.any(0)  # a label that the validation data lack has no precision there
         p = logits.sigmoid()
         precision = multilabel_average_precision(p, target, labels, average="none")[self.by_size].double()
-        answers = (p > (torch.tensor(0.5) if lines is None else lines)).long()
+        said = (p > (torch.tensor(0.5) if lines is None else lines)).long()
         metrics = {
             "map": precision.mean(),
             "tail_ap": precision[-self.third :].mean(),
             "head_ap": precision[: self.third].mean(),
-            "macro_f1": multilabel_f1_score(answers, target, labels, average="macro"),
+            "macro_f1": multilabel_f1_score(said, target, labels, average="macro"),
             "ece": binary_calibration_error(p.flatten(), target.flatten(), n_bins=15),
-            "val_map": multilabel_average_precision(val.sigmoid(), self.parts["val"][1].long(), labels),
+            "val_map": multilabel_average_precision(val.sigmoid()[:, known], truth[:, known], int(known.sum())),
         }
         return Outcome(
             {name: float(value) for name, value in metrics.items()},
