@@ -341,23 +341,26 @@ class FromRoot(Suite):
     from_root = True
     needs: str
     """What has to lie under ``--data-root``."""
+    folders: Sequence[str] = ()
+    """Where the data may lie in the user's folder; where none of these is there, they lie in it."""
     modules: Mapping[str, str] = {}
     """Modules that reading needs, and the packages that have them."""
 
     @abstractmethod
-    def read(self, root: Path) -> Any:
-        """What a trial makes its parts of.
+    def read(self) -> Any:
+        """What the parts are made of.
 
         Raises:
             DataError: Data that are missing, or cannot be used.
         """
 
     @property
-    def root(self) -> Path:
-        """The user's folder."""
+    def home(self) -> Path:
+        """The folder of the data."""
         if self.data_root is None:
             raise DataError(f"{self.name} needs --data-root with {self.needs}")
-        return self.data_root
+        inner = (self.data_root / name for name in self.folders)
+        return next((folder for folder in inner if folder.is_dir()), self.data_root)
 
     def unavailable(self) -> str | None:
         if self.data_root is None:
@@ -366,7 +369,7 @@ class FromRoot(Suite):
             if find_spec(module) is None:
                 return f"needs {package}: pip install {package}"
         try:
-            self.read(self.data_root)
+            self.read()
         except DataError as error:
             return str(error)
         return None

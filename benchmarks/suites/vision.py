@@ -401,8 +401,3 @@ def outputs(net: nn.Module, data: ImageSet, options: Mapping[str, Any]) -> Tenso
     found = [net(inputs.to(there)).cpu() for inputs, *_ in loader]
     net.to(before)
     return torch.cat(found)
-
-
-def within(root: Path, *names: str) -> Path:
-    """The first of these folders that is in ``root``, else ``root`` itself."""
-    return next((root / name for name in names if (root / name).is_dir()), root)
