@@ -240,7 +240,7 @@ def _tokens(counts: np.ndarray[Any, Any]) -> Advice:
             ),
             Suggestion(
                 "TLDRLoss()",
-                "For models that answer everything alike; elsewhere it does no harm and no good.",
+                "For models that answer everything alike; elsewhere it does little harm and no good.",
                 evidence(("pydoc_lm", "tldr")),
             ),
         ),

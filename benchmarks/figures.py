@@ -243,7 +243,7 @@ def reliability(summary: Summary) -> Figure | None:
                 )
             x, y, sizes = (np.array(column) for column in zip(*points, strict=True))
             axes.plot([0, 100], [0, 100], color=GREY, linewidth=1.2, linestyle="--")
-            axes.scatter(100 * x, 100 * y, s=6 + 60 * sizes / sizes.max(), color=BLUE, alpha=0.8, linewidth=0)
+            axes.scatter(100 * x, 100 * y, s=14 + 50 * sizes / sizes.max(), color=BLUE, alpha=0.8, linewidth=0)
             axes.set_xlim(0, 103)
             axes.set_ylim(0, 103)
             axes.set_xticks([0, 50, 100])
@@ -313,7 +313,7 @@ def tasks_over_training(summary: Summary) -> Figure | None:
             axes.set_ylim(0, 130)
         canvas.supxlabel("training step", fontsize=9)
         canvas.supylabel("share of all weights, %", fontsize=9)
-        canvas.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3, frameon=False)
+        canvas.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=3, frameon=False)
         svg = render()
     return Figure(
         "tasks",

@@ -237,15 +237,16 @@ def test_wrong_commands_say_what_is_wrong(target, options, message, tmp_path, mo
     assert message in capsys.readouterr().err
 
 
-def _killed(tmp_path, kills, seed):
-    """SIGKILL at random moments; then to the end."""
-    rng = np.random.default_rng(seed)
+@pytest.mark.slow
+def test_ten_kills_lose_and_double_nothing(tmp_path):
+    """SIGKILL at random moments; then to the end. One kill of a suite's run is in test_benchmarks_program."""
+    rng = np.random.default_rng(1)
     script = [sys.executable, "-m", "reweigh.benchmarks", "compare", "own_model:build", "--out", str(tmp_path)]
     script += ["--objectives", "cross_entropy,focal,poly", "--metrics", "test/recall", "--max-epochs", "4"]
     script += ["--seeds", "6", "--workers", "2"]
     environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
     seen: Counter = Counter()
-    for _ in range(kills):
+    for _ in range(10):
         process = subprocess.Popen(
             script, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
@@ -259,15 +260,6 @@ def _killed(tmp_path, kills, seed):
     wanted = sorted(("compare", m, s) for m in ("cross_entropy", "focal", "poly") for s in range(6))
     assert keys(tmp_path) == wanted
     assert not Store(tmp_path).read().broken
-
-
-def test_a_kill_loses_and_doubles_nothing(tmp_path):
-    _killed(tmp_path, 1, 0)
-
-
-@pytest.mark.slow
-def test_ten_kills_lose_and_double_nothing(tmp_path):
-    _killed(tmp_path, 10, 1)
 
 
 # workers that die, and other backends

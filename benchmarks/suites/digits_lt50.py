@@ -99,8 +99,8 @@ class DigitsLT50(ClassSuite):
     gates = (
         Gate("posthoc_la", "worst_recall", 0.15),
         Gate("balanced_softmax", "worst_recall", 0.15),
-        Gate("cb", "worst_recall", 0.10),
-        Gate("inverse", "worst_recall", 0.10),
+        Gate("cb", "worst_recall", 0.08),  # both had +.16 on seeds 0 to 9, and +.10 and +.11 on ten others
+        Gate("inverse", "worst_recall", 0.08),
     )
     training: Mapping[str, Any] = TRAINING
     grid = GRID

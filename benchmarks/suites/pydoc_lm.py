@@ -39,8 +39,8 @@ class PydocLM(LanguageSuite):
         "Neither column means anything without the other.",
         "The unigram adjustment needs no training; a weighting that is meant to help on rare words has to beat it. It "
         "pays more perplexity for fewer rare words here, and makes the model repeat itself.",
-        "TLDR was made for chat models that answer everything with the same few sentences; all that is "
-        "promised of it here is that it does no harm.",
+        "TLDR was made for chat models that answer everything with the same few sentences; all that is promised of it "
+        "here is that it does little harm.",
         "Learning rate and weight decay were chosen once, on validation text, for plain training, and are the same for "
         "all methods; the exponents are fixed beforehand.",
     )

@@ -171,10 +171,11 @@ class KeepBest(pl.Callback):
     Args:
         score: Of the network in evaluation mode; compared as it is, tuples entry by entry.
         every: Steps between looks.
+        restore: False leaves the network as training has ended; ``state`` has the best.
     """
 
-    def __init__(self, score: Callable[[nn.Module], Any], every: int) -> None:
-        self.score, self.every = score, every
+    def __init__(self, score: Callable[[nn.Module], Any], every: int, *, restore: bool = True) -> None:
+        self.score, self.every, self.restore = score, every, restore
         self.best: Any = None
         self.step: int | None = None
         self.state: dict[str, Tensor] = {}
@@ -191,7 +192,8 @@ class KeepBest(pl.Callback):
             self.state = {name: value.clone() for name, value in pl_module.net.state_dict().items()}
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        pl_module.net.load_state_dict(self.state)
+        if self.restore:
+            pl_module.net.load_state_dict(self.state)
 
 
 def weight_curves(monitor: WeightingMonitor, groups: Mapping[str, Sequence[int]]) -> dict[str, list[float | None]]:
