@@ -174,6 +174,13 @@ def part(view: np.random.Generator, width: int, height: int, scale: float) -> tu
     return left_edge, top_edge, left_edge + most, top_edge + tallest
 
 
+class Unreadable(DataError):
+    """An image that cannot be read, in one line, also where a reading process says so with its traceback before it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
+
+
 class ImageSet(Dataset[tuple[Tensor, ...]]):
     """Images and what belongs to each; takes a list of indices and gives the batch.
 
@@ -204,7 +211,10 @@ class ImageSet(Dataset[tuple[Tensor, ...]]):
         views = None
         if self.augment:
             views = [np.random.Generator(np.random.Philox(key=[self.seed, item])) for item in items]
-        inputs = torch.from_numpy(self.source.read(at, views))
+        try:
+            inputs = torch.from_numpy(self.source.read(at, views))
+        except DataError as error:
+            raise Unreadable(str(error)) from None
         return inputs, *(tensor[at] for tensor in self.behind)
 
     def plain(self) -> ImageSet:
