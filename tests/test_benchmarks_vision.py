@@ -378,6 +378,20 @@ def test_cifar_parts_are_a_tail_and_the_whole_test(shrunk, tmp_path):
     assert np.allclose(data.parts["test"][[5]][0][0].permute(1, 2, 0).numpy(), expected, atol=1e-6)
 
 
+def test_what_can_be_learned_is_learned(shrunk, tmp_path):
+    """Each class has a colour of its own: images and labels stay together through selection, order and augmentation."""
+    suite = shrunk(cifar_lt.Cifar10LT10)(write_cifar(tmp_path))
+    colours = np.array([[(label % 8) >> bit & 1 for bit in range(3)] for label in range(10)], np.uint8) * 200
+    colours[8:] = 100, 200, 0
+    colours[9] = 0, 100, 200
+    for file in (tmp_path / "cifar-10-batches-py").iterdir():
+        batch = pickle.loads(file.read_bytes())
+        batch[b"data"] = batch[b"data"] // 8 + colours[batch[b"labels"]].repeat(1024, axis=1)
+        file.write_bytes(pickle.dumps(batch, protocol=2))
+    suite.training = {**suite.training, "steps": 150, "batch_size": 32, "warmup": 20}
+    assert suite.prepare(0).run("balanced_softmax").metrics["accuracy"] >= 0.5  # chance is 0.1
+
+
 def test_drw_defers_to_the_last_fifth_and_beta_is_the_papers(shrunk, tmp_path):
     kind = shrunk(cifar_lt.Cifar10LT10)
     suite = kind(write_cifar(tmp_path))

@@ -321,8 +321,8 @@ def _story(labels: int, what: str) -> str:
         f"A residual network has to say which of {labels} kinds of things are on a photograph. It learns from {what} "
         "that were chosen so that some kinds are common and some very rare, and is tested on photographs with the "
         "usual frequencies. Each method changes only the loss. In every repetition all methods get the same initial "
-        "network and the same batches, the same parts of the same images; the images are fixed, so repetitions differ in the "
-        "first weights, the order and the parts alone."
+        "network and the same batches, the same parts of the same images; the images are fixed, so repetitions differ "
+        "in the first weights, the order and the parts alone."
     )
 
 
