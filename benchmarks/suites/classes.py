@@ -339,6 +339,7 @@ class FromRoot(Suite):
     """A suite on the user's own data. Inherit from it before the family."""
 
     from_root = True
+    slow = True
     needs: str
     """What has to lie under ``--data-root``."""
     folders: Sequence[str] = ()
