@@ -242,7 +242,9 @@ def _run(options: Namespace, command: str, console: Console) -> int:
     progress, able = Progress(console), []
     for suite in suites:
         why = suite.unavailable()
-        if why is None:
+        if why is None and everything and options.quick and suite.slow:
+            progress.say(f"{suite.name} is left out of a quick look; name it to see it")
+        elif why is None:
             able.append(suite)
         elif not everything or not suite.from_root or root is not None:
             progress.say(f"{suite.name} is left out: {why}")

@@ -91,7 +91,7 @@ def overview() -> str:
         claimed = [row for row in others if row["claim"]]
         best = max(claimed, key=lambda row: sign * row["versus_baseline"][primary.name]["mean"], default=None)
         cells = [
-            f"{suite.title}, {suite.summary}",
+            suite.title,
             primary.label + ("" if primary.higher_is_better else " (lower is better)"),
             _value(primary, base["mean"][primary.name]),
         ]

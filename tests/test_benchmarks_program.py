@@ -85,6 +85,11 @@ def test_list_names_suites_and_methods(capsys):
         (["run", "digits_lt50", "--seeds", "0"], "--seeds must be >= 1, got 0"),
         (["run", "digits_lt50", "--workers", "-1"], "--workers must be >= 1, got -1"),
         (["run", "digits_lt50", "--data-root", "nowhere"], "--data-root must name an existing folder, got 'nowhere'"),
+        (["run", "digits_lt50", "--quick", "--full"], "--quick and --full exclude each other"),
+        (["run", "digits_lt50", "--first-seed", "-1"], "--first-seed must be >= 0, got -1"),
+        (["tune", "digits_lt50", "--methods", "focal"], "unknown method with a grid 'focal'; there is ce"),
+        (["tune", "digits_lt5"], "unknown suite 'digits_lt5'"),
+        (["check", "nowhere"], "nowhere has no runs.jsonl"),
         (["report", "nowhere"], "nowhere has no runs.jsonl"),
     ],
 )
@@ -117,6 +122,35 @@ def test_quick_says_what_it_is_not(tmp_path, capsys):
     assert "No gates are evaluated" in out
     assert "No significance tests" in out
     assert not re.search(r"^gate ", out, re.MULTILINE)
+
+
+def test_what_is_run_unless_told_otherwise(tmp_path, monkeypatch):
+    assert call("run", "digits_lt50", "--seeds", 1, "--workers", 1, "--out", tmp_path / "default") == 0
+    assert keys(tmp_path / "default") == grid(1, DigitsLT50.default)
+    assert call("run", "digits_lt50", "--seeds", 1, "--full", "--workers", 1, "--out", tmp_path / "full") == 0
+    assert keys(tmp_path / "full") == grid(1, ALL)
+
+
+def test_all_leaves_out_what_cannot_run_and_what_is_slow(tmp_path, monkeypatch, capsys):
+    class Slow(DigitsLT50):
+        name, slow = "slow", True
+
+    class Away(DigitsLT50):
+        name = "away"
+
+        def unavailable(self):
+            return "it is not here"
+
+    monkeypatch.setattr(cli, "SUITES", {"digits_lt50": DigitsLT50, "slow": Slow, "away": Away})
+    assert call("run", "all", "--quick", "--seeds", 1, "--methods", "ce", "--workers", 1, "--out", tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "slow is left out of a quick look" in out
+    assert "away is left out: it is not here" in out
+    assert keys(tmp_path) == [("digits_lt50", "ce", 0)]
+    assert call("run", "away", "--out", tmp_path) == 2
+    assert "nothing to run" in capsys.readouterr().err
+    assert call("list") == 0
+    assert "not here: it is not here" in capsys.readouterr().out
 
 
 # resuming
@@ -155,7 +189,6 @@ def test_seeds_may_start_elsewhere(tmp_path, finished):
     assert keys(tmp_path) == sorted(("digits_lt50", method, seed) for seed in (4, 5) for method in ("ce", "focal"))
     mine, theirs = Store(tmp_path).read().runs, Store(finished).read().runs
     assert all(run.metrics == theirs[key].metrics for key, run in mine.items())
-    assert call("run", "digits_lt50", "--first-seed", -1, "--out", tmp_path) == 2
 
 
 def test_workers_change_nothing_but_time(tmp_path, finished, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .base import Gate, Method, Metric, Outcome, Published, Recorded, Suite, Trial
+from .cifar_lt import CIFAR_LT
 from .diabetes_skewed import DiabetesSkewed
 from .digits_lt50 import DigitsLT50
 from .digits_lt_noisy import DigitsLTNoisy
@@ -10,6 +11,9 @@ from .digits_nuisance import DigitsNuisance
 from .digits_overlay_ml import DigitsOverlayML
 from .digits_spurious import DigitsSpurious
 from .digits_two_tasks import DigitsTwoTasks
+from .group_images import CelebABlond, Waterbirds
+from .image_lists import ImageNetLT, INaturalist18, PlacesLT
+from .multilabel_images import Coco, CocoMLT, VocMLT
 from .pydoc_lm import PydocLM
 from .pydoc_quotes import PydocQuotes
 from .unicode_category import UnicodeCategory
@@ -27,12 +31,24 @@ SUITES: dict[str, type[Suite]] = {
         DigitsNuisance,
         DigitsLTNoisy,
         DiabetesSkewed,
+        *CIFAR_LT,
+        ImageNetLT,
+        PlacesLT,
+        INaturalist18,
+        Waterbirds,
+        CelebABlond,
+        Coco,
+        VocMLT,
+        CocoMLT,
     )
 }
 """Every suite the program knows."""
 
 __all__ = [
-    "SUITES",
+    "CIFAR_LT",
+    "CelebABlond",
+    "Coco",
+    "CocoMLT",
     "DiabetesSkewed",
     "DigitsLT50",
     "DigitsLTNoisy",
@@ -41,14 +57,20 @@ __all__ = [
     "DigitsSpurious",
     "DigitsTwoTasks",
     "Gate",
+    "INaturalist18",
+    "ImageNetLT",
     "Method",
     "Metric",
     "Outcome",
+    "PlacesLT",
     "Published",
     "PydocLM",
     "PydocQuotes",
     "Recorded",
+    "SUITES",
     "Suite",
     "Trial",
     "UnicodeCategory",
+    "VocMLT",
+    "Waterbirds",
 ]

@@ -120,6 +120,8 @@ class Suite(ABC):
     """The first is the baseline."""
     quick: Sequence[str]
     """Names of the methods of ``--quick``."""
+    slow: bool = False
+    """Whether ``run all --quick`` leaves it out."""
     default: Sequence[str] = ()
     """Names of the methods that are run if nothing else is said; none: all."""
     metrics: Sequence[Metric]

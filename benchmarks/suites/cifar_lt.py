@@ -144,7 +144,7 @@ class CifarLT(FromRoot, ClassSuite):
             "lr": 0.1,
             "weight_decay": 2e-4,
             "warmup": WARMUP * epoch,
-            "milestones": [0.8, 0.9],
+            "milestones": [0.8, 0.8, 0.9, 0.9],  # twice a tenth, as the code has it
             "accelerator": "auto",
         }
 

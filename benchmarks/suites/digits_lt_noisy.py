@@ -155,6 +155,7 @@ class DigitsLTNoisy(Suite):
         Method("focal", "focal (gamma 2)", "Turns to hard samples, and so to wrong labels.", claim=False),
     )
     quick = ("ce", "ce_early", "aldr")
+    slow = True
     default = ("ce", "ce_early", "aldr", "ldr", "super_loss")
     metrics = (
         Metric(

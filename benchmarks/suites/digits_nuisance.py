@@ -203,6 +203,7 @@ class DigitsNuisance(Suite):
         Method("pixels", "raw pixels", "The images as they are, without a network.", claim=False, trained=False),
     )
     quick = ("pair", "circle_16", "pixels")
+    slow = True
     default = ("pair", "circle_16", "triplet", "supcon", "pixels")
     metrics = (
         Metric(

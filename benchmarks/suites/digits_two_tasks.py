@@ -93,7 +93,12 @@ class DigitsTwoTasks(Suite):
     )
     methods = (
         Method("equal", "equal weights", "The three losses are added as they are."),
-        Method("single", "single-task models", "Three networks, one per task: what the others are measured against."),
+        Method(
+            "single",
+            "single-task models",
+            "Three networks, one per task: what the others are measured against.",
+            claim=False,
+        ),
         Method("constants", "tuned constants", f"Constant weights, tuned on validation data: 1, 1 and {INK_WEIGHT:g}."),
         Method("first", "first losses", "Each loss is divided by its value on the first batch."),
         Method("coba", "CoBa (first losses)", "Follows how fast each task's validation loss converges."),

@@ -102,6 +102,7 @@ class LanguageSuite(Suite):
 
     methods = METHODS
     quick = ("ce", "posthoc_la", "pdl")
+    slow = True
     default = ("ce", "posthoc_la", "pdl", "tldr")
     metrics = METRICS
     gates = (
