@@ -98,9 +98,8 @@ class CifarLT(FromRoot, ClassSuite):
         "to compare yours with.",
         "As in the papers there is no validation part, the classes keep their order (airplane or apple is the most "
         "common one), and each repetition draws its own images.",
-        "Settings are those of the LDAM-DRW code, with two exceptions. The rate is divided by 10 where that code "
-        "divides it by 100. And the network of the last step is tested, where that code reports the epoch that was "
-        "best on the test, which flatters.",
+        "Settings are those of the LDAM-DRW code, with one exception: the network of the last step is tested, where "
+        "that code reports the epoch that was best on the test, which flatters.",
         "The test has as many images of each class, so accuracy equals balanced accuracy.",
         "Post-hoc logit adjustment needs no training: a method that does not beat it has no case on these data.",
         "200 epochs of a ResNet-32 are made for a graphics card, which is used where there is one. Results of "
