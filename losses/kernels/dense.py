@@ -80,21 +80,21 @@ class _DenseRows(torch.autograd.Function):
         if logits.dtype == working_dtype(logits.dtype):
             kept = torch.empty_like(logits, memory_format=torch.contiguous_format), logits.new_empty(len(logits))
         found = _numbers(logits, target, spec, kept)
-        ctx.save_for_backward(logits, target, valid)
-        ctx.spec, ctx.kept, ctx.ce = spec, kept, found.ce
+        ctx.save_for_backward(logits, target, valid, found.ce)  # an output: as an attribute it would be a cycle
+        ctx.spec, ctx.kept = spec, kept
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(v for v in (found.entropy, found.top_entropy) if v is not None))
         return tuple(found)
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, None, None, None]:
-        logits, target, valid = ctx.saved_tensors
+        logits, target, valid, ce = ctx.saved_tensors
         by = slopes[:3]
         if all(slope is None for slope in by):
             return None, None, None, None
         if torch.is_grad_enabled():
             return _differentiable(logits, target, valid, ctx.spec, by), None, None, None
-        (kept, ctx.kept), ce = (ctx.kept, None), ctx.ce
+        kept, ctx.kept = ctx.kept, None
         slope = torch.empty_like(logits) if kept is None else kept[0]
         scratch: Tensor | None = None
         for rows in _blocks(logits):
