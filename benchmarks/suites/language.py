@@ -80,6 +80,8 @@ class TextData:
     counts: Tensor
     """How often training has each word, ``(V,)``."""
     words: Sequence[str]
+    rare: int = RARE
+    """Words that training saw at most so often are rare."""
 
 
 def encoded(texts: Mapping[str, Sequence[Sequence[str]]], vocabulary: int, context: int) -> TextData:
@@ -140,7 +142,10 @@ class LanguageTrial(Trial):
     """One seed of a :class:`LanguageSuite`."""
 
     def __init__(self, suite: LanguageSuite, seed: int) -> None:
+        from .vision import place
+
         self.suite, self.seed = suite, seed
+        self.device = place(suite.training)
         self.data = suite.data(seed)
         self.parts, self.counts = self.data.parts, self.data.counts
         self.data_hash = hashed(self.parts)
@@ -192,13 +197,17 @@ class LanguageTrial(Trial):
         from .training import reproducible
 
         with reproducible(self.seed), torch.no_grad():
+            there = self.device
+            net.to(there)
+            shift = None if shift is None else shift.to(there)
             found = {part: self._read(net, part, shift) for part in ("test", "val")}
             starts = self.parts["test"][0]
             places = torch.linspace(0, len(starts) - 1, min(PROMPTS, len(starts))).long()
-            written = continued(net, starts[places, :PROMPT], LENGTH, shift)
+            written = continued(net, starts[places, :PROMPT].to(there), LENGTH, shift).cpu()
+            net.cpu()
         loss, rank, target = found["test"]
         known = target != UNKNOWN
-        rare = known & (self.counts[target] <= RARE)
+        rare = known & (self.counts[target] <= self.data.rare)
         frequent = known & ~rare
         distinct, repetition = DistinctN(2), Repetition(1)
         distinct.update(written)
@@ -224,12 +233,14 @@ class LanguageTrial(Trial):
         from torch.nn.functional import cross_entropy
 
         losses, ranks, targets = [], [], []
-        for ids in self.parts[part][0].tensor_split(max(1, len(self.parts[part][0]) // 64)):
+        there = next(net.parameters()).device
+        for rows in self.parts[part][0].tensor_split(max(1, len(self.parts[part][0]) // 64)):
+            ids = rows.to(there)
             logits, target = net(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
             logits = logits if shift is None else logits - shift
-            losses.append(cross_entropy(logits, target, reduction="none").double())
-            ranks.append((logits > logits.gather(1, target[:, None])).sum(1))
-            targets.append(target)
+            losses.append(cross_entropy(logits, target, reduction="none").cpu().double())
+            ranks.append((logits > logits.gather(1, target[:, None])).sum(1).cpu())
+            targets.append(target.cpu())
         return torch.cat(losses), torch.cat(ranks), torch.cat(targets)
 
 
