@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
@@ -68,15 +70,136 @@ def split(quarter: np.ndarray[Any, Any], seed: int) -> dict[str, np.ndarray[Any,
 
 def smoothed(target: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """The fine bin of each sample, and the smoothed number of samples in each bin (label distribution smoothing)."""
+    fine = (target // WIDTH).astype(np.int64)
+    return fine, density(fine)
+
+
+def density(fine: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Smoothed number of samples in each bin, from the bin of each sample."""
     from scipy.ndimage import gaussian_filter1d
 
-    fine = (target // WIDTH).astype(np.int64)
     counts = np.bincount(fine).astype(np.float64)
-    return fine, gaussian_filter1d(counts, KERNEL["sigma"], radius=int(KERNEL["radius"]), mode="constant")
+    found: np.ndarray[Any, Any] = gaussian_filter1d(
+        counts, KERNEL["sigma"], radius=int(KERNEL["radius"]), mode="constant"
+    )
+    return found
+
+
+METHODS = (
+    Method("mse", "squared error (MSE)", "Plain training: every sample counts the same."),
+    Method("density", "inverse density", "Samples count the more, the rarer values like theirs are."),
+    Method("density_sqrt", "inverse density, root", "The same with the square root of the density: milder."),
+    Method(
+        "posthoc",
+        "MSE, stretched after",
+        "MSE's predictions put on a straight line that is fitted with the weights of inverse density.",
+        trained=False,
+    ),
+    Method(
+        "quarters",
+        "inverse quarter size",
+        "Each quarter of the values has the same total weight; is told the quarters of the test.",
+        claim=False,
+    ),
+    Method("mae", "absolute error (MAE)", "The error itself, not its square.", claim=False),
+    Method("huber", "Huber (delta 1)", "Squared for small errors, absolute for large ones.", claim=False),
+    Method("cvar", "CVaR 50 %", "Trains on the half of each batch with the larger errors.", claim=False),
+)
+
+
+@dataclass(frozen=True)
+class NumberData:
+    """One seed's data."""
+
+    parts: dict[str, tuple[Tensor, Tensor, Tensor]]
+    """Inputs, targets and bins (of the report) of ``train``, ``val`` and ``test``."""
+    center: float
+    """Of the training targets."""
+    scale: float
+    fine: Tensor
+    """Fine bin of each training sample."""
+    density: Tensor
+    """Smoothed training samples of each fine bin."""
+    sizes: Sequence[int]
+    """Training samples of each bin of the report."""
+    data_hash: str
+
+
+def prepared(
+    inputs: np.ndarray[Any, Any],
+    target: np.ndarray[Any, Any],
+    bins: np.ndarray[Any, Any],
+    rows: Mapping[str, np.ndarray[Any, Any]],
+    fine: np.ndarray[Any, Any],
+) -> NumberData:
+    """The parts that ``rows`` names, inputs brought to mean 0 and variance 1 by those of ``train``."""
+    import torch
+
+    train = rows["train"]
+    center, scale = inputs[train].mean(0), inputs[train].std(0)
+    inputs = ((inputs - center) / np.where(scale > 0, scale, 1.0)).astype(np.float32)
+    digest = hashlib.sha256()
+    parts = {}
+    for part, at in rows.items():
+        arrays = inputs[at], target[at].astype(np.float32), bins[at]
+        for array in arrays:
+            digest.update(array.tobytes())
+        parts[part] = torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1]), torch.from_numpy(arrays[2])
+    return NumberData(
+        parts,
+        float(target[train].mean()),
+        float(target[train].std()),
+        torch.from_numpy(fine[train]),
+        torch.from_numpy(density(fine[train])),
+        np.bincount(bins[train], minlength=int(bins.max()) + 1).tolist(),
+        digest.hexdigest(),
+    )
+
+
+class NumberSuite(Suite):
+    """A number to predict, of which some values are rare in training."""
+
+    methods: Sequence[Method] = METHODS
+    quick = ("mse", "posthoc", "density")
+    default = ("mse", "posthoc", "density", "density_sqrt")
+    own = OWN
+    chosen_by = "val_mae"
+
+    @abstractmethod
+    def data(self, seed: int) -> NumberData:
+        """The split of a seed."""
+
+    def prepare(self, seed: int) -> NumberTrial:
+        return NumberTrial(self, seed)
+
+    def more(self, by_bin: Sequence[float]) -> dict[str, float]:
+        """Metrics of its own, from the mean absolute error of each bin."""
+        return {}
+
+    def objective(self, method: str, density: Tensor, sizes: Sequence[int]) -> Objective:
+        """The loss of a method, for smoothed counts of the fine bins and for sizes of the bins of the report."""
+        from torch import nn
+
+        from reweigh.losses import FromLoss, Objective
+        from reweigh.weighting import CVaR, GroupFrequency
+
+        own = self.options(method)
+        squared = FromLoss(nn.MSELoss(reduction="none"))
+        if method == "mae":
+            return Objective(FromLoss(nn.L1Loss(reduction="none")))
+        if method == "huber":
+            return Objective(FromLoss(nn.HuberLoss(reduction="none", delta=own["delta"])))
+        if method == "cvar":
+            return Objective(squared, CVaR(own["alpha"]))
+        if method in ("density", "density_sqrt"):
+            return Objective(squared, GroupFrequency(density, power=own["power"]), "weighted_mean")
+        if method == "quarters":
+            return Objective(squared, GroupFrequency(sizes, power=own["power"]), "weighted_mean")
+        return Objective(squared)
 
 
 @final
-class DiabetesSkewed(Suite):
+class DiabetesSkewed(NumberSuite):
     """Section "regression" of the default suite."""
 
     name = "diabetes_skewed"
@@ -109,28 +232,6 @@ class DiabetesSkewed(Suite):
         "and focal-R are not in the library, and not here.",
         "110 training and 112 test samples are few: a difference of one or two units means nothing.",
     )
-    methods = (
-        Method("mse", "squared error (MSE)", "Plain training: every sample counts the same."),
-        Method("density", "inverse density", "Samples count the more, the rarer values like theirs are."),
-        Method("density_sqrt", "inverse density, root", "The same with the square root of the density: milder."),
-        Method(
-            "posthoc",
-            "MSE, stretched after",
-            "MSE's predictions put on a straight line that is fitted with the weights of inverse density.",
-            trained=False,
-        ),
-        Method(
-            "quarters",
-            "inverse quarter size",
-            "Each quarter of the values has the same total weight; is told the quarters of the test.",
-            claim=False,
-        ),
-        Method("mae", "absolute error (MAE)", "The error itself, not its square.", claim=False),
-        Method("huber", "Huber (delta 1)", "Squared for small errors, absolute for large ones.", claim=False),
-        Method("cvar", "CVaR 50 %", "Trains on the half of each batch with the larger errors.", claim=False),
-    )
-    quick = ("mse", "posthoc", "density")
-    default = ("mse", "posthoc", "density", "density_sqrt")
     metrics = (
         Metric(
             "few_mae",
@@ -175,63 +276,32 @@ class DiabetesSkewed(Suite):
     )
     seeds = 8
     training: Mapping[str, Any] = TRAINING
-    own = OWN
     grid: Mapping[str, Mapping[str, Sequence[Any]]] = {
         name: {"lr": RATES} for name in ("mse", "density", "density_sqrt", "quarters", "mae", "huber", "cvar")
     }
-    chosen_by = "val_mae"
 
     def protocol(self) -> Mapping[str, Any]:
         return {"held_out": HELD_OUT, "train": TRAIN, "width": WIDTH, "kernel": KERNEL}
 
-    def prepare(self, seed: int) -> Trial:
-        return _SkewedTrial(self, seed)
-
-    def objective(self, method: str, density: Tensor) -> Objective:
-        """The loss of a method; ``density`` are the smoothed counts of the fine bins."""
-        from torch import nn
-
-        from reweigh.losses import FromLoss, Objective
-        from reweigh.weighting import CVaR, GroupFrequency
-
-        own = self.options(method)
-        squared = FromLoss(nn.MSELoss(reduction="none"))
-        if method == "mae":
-            return Objective(FromLoss(nn.L1Loss(reduction="none")))
-        if method == "huber":
-            return Objective(FromLoss(nn.HuberLoss(reduction="none", delta=own["delta"])))
-        if method == "cvar":
-            return Objective(squared, CVaR(own["alpha"]))
-        if method in ("density", "density_sqrt"):
-            return Objective(squared, GroupFrequency(density, power=own["power"]), "weighted_mean")
-        if method == "quarters":
-            return Objective(squared, GroupFrequency(TRAIN, power=own["power"]), "weighted_mean")
-        return Objective(squared)
-
-
-class _SkewedTrial(Trial):
-    def __init__(self, suite: DiabetesSkewed, seed: int) -> None:
-        import torch
+    def data(self, seed: int) -> NumberData:
         from sklearn.datasets import load_diabetes
 
-        data = load_diabetes()
+        found = load_diabetes()
+        quarter = quarters(found.target)
+        return prepared(found.data, found.target, quarter, split(quarter, seed), smoothed(found.target)[0])
+
+    def objective(self, method: str, density: Tensor, sizes: Sequence[int] = TRAIN) -> Objective:
+        return super().objective(method, density, sizes)
+
+
+class NumberTrial(Trial):
+    """One seed of a :class:`NumberSuite`."""
+
+    def __init__(self, suite: NumberSuite, seed: int) -> None:
         self.suite, self.seed = suite, seed
-        quarter = quarters(data.target)
-        rows = split(quarter, seed)
-        train = rows["train"]
-        center, scale = data.data[train].mean(0), data.data[train].std(0)
-        self.center, self.scale = float(data.target[train].mean()), float(data.target[train].std())
-        inputs = ((data.data - center) / scale).astype(np.float32)
-        digest = hashlib.sha256()
-        self.parts: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-        for part, at in rows.items():
-            arrays = inputs[at], data.target[at].astype(np.float32), quarter[at]
-            for array in arrays:
-                digest.update(array.tobytes())
-            self.parts[part] = torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1]), torch.from_numpy(arrays[2])
-        self.data_hash = digest.hexdigest()
-        fine, density = smoothed(data.target[train])
-        self.fine, self.density = torch.from_numpy(fine), torch.from_numpy(density)
+        self.data = data = suite.data(seed)
+        self.parts, self.center, self.scale = data.parts, data.center, data.scale
+        self.fine, self.density, self.data_hash = data.fine, data.density, data.data_hash
         self._plain: nn.Module | None = None
 
     def run(self, method: str) -> Outcome:
@@ -280,7 +350,7 @@ class _SkewedTrial(Trial):
             )
             step_ms = train(
                 net,
-                self.suite.objective(method, self.density),
+                self.suite.objective(method, self.density, self.data.sizes),
                 (inputs, (target - self.center) / self.scale, group),
                 options,
                 seed=self.seed,
@@ -296,19 +366,20 @@ class _SkewedTrial(Trial):
         from .training import reproducible
 
         with reproducible(self.seed), torch.no_grad():
-            inputs, target, quarter = self.parts["test"]
+            inputs, target, which = self.parts["test"]
             found = net(inputs) * self.scale + self.center
-            by_quarter = [
-                float(mean_absolute_error(found[quarter == value], target[quarter == value]))
-                for value in range(QUARTERS)
+            sizes = self.data.sizes
+            by_bin = [
+                float(mean_absolute_error(found[which == value], target[which == value])) for value in range(len(sizes))
             ]
             val_inputs, val_target, _ = self.parts["val"]
             chosen = mean_absolute_error(net(val_inputs) * self.scale + self.center, val_target)
             metrics = {
-                "few_mae": by_quarter[-1],
+                "few_mae": by_bin[int(np.argmin(sizes))],
                 "mae": float(mean_absolute_error(found, target)),
-                "many_mae": by_quarter[0],
+                "many_mae": by_bin[int(np.argmax(sizes))],
                 "r2": float(r2_score(found, target)),
                 "val_mae": float(chosen),
+                **self.suite.more(by_bin),
             }
-        return Outcome(metrics, details={"quarter_mae": by_quarter})
+        return Outcome(metrics, details={"quarter_mae": by_bin})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
+from ..readers import DataError
 from .base import Gate, Method, Metric, Outcome, Suite, Trial
 from .classes import MONITORED, hashed
 
@@ -30,6 +32,12 @@ INK_WEIGHT = 3e-3
 """The tuned constant: the best of six powers by validation delta-m over the same four seeds."""
 KINDS: dict[str, Any] = {"left": "categorical", "right": "categorical", "ink": "gaussian"}
 """Likelihoods for uncertainty weighting."""
+SIGNS: Mapping[str, Mapping[str, float]] = {
+    "left": {"left_accuracy": 1.0},
+    "right": {"right_accuracy": 1.0},
+    "ink": {"ink_mae": -1.0},
+}
+"""By task, its metrics in delta-m: 1 where higher is better."""
 WARMUP, HISTORY = 30, 100
 """Of CoBa, in probes (one per step)."""
 OWN: Mapping[str, Mapping[str, Any]] = {
@@ -62,8 +70,88 @@ def pairs(
     return found
 
 
+class TaskSuite(Suite):
+    """Several tasks of one network, measured against a network for each of them."""
+
+    tasks: tuple[str, ...]
+    signs: Mapping[str, Mapping[str, float]]
+    """By task, its metrics in delta-m: 1 where higher is better, -1 where lower is."""
+    kinds: Mapping[str, Any]
+    """Likelihoods for uncertainty weighting."""
+    chosen_by = "val_delta_m"
+
+    def objective(self, method: str) -> MultiTaskLoss:
+        """The loss of a method."""
+        from reweigh.losses import MultiTaskLoss
+        from reweigh.weighting import DWA, CoBa, ScaleInvariant, Uncertainty
+
+        own = self.options(method)
+        if method in ("coba", "coba_raw"):
+            coba = CoBa(warmup=own["warmup"], history=own["history"])
+            return MultiTaskLoss(self.tasks, coba, init=own.get("init"))
+        if method in ("uncertainty", "uncertainty_first"):
+            return MultiTaskLoss(self.tasks, Uncertainty(self.kinds), init=own.get("init"))
+        if method == "first":
+            return MultiTaskLoss(self.tasks, init=own["init"])
+        if method == "dwa":
+            return MultiTaskLoss(self.tasks, DWA())
+        if method == "scale_invariant":
+            return MultiTaskLoss(self.tasks, ScaleInvariant())
+        return MultiTaskLoss(self.tasks)
+
+
+class TaskTrial(Trial):
+    """One seed of a :class:`TaskSuite`."""
+
+    suite: TaskSuite
+    seed: int
+    _alone: dict[str, dict[str, float]]
+
+    def run(self, method: str) -> Outcome:
+        from reweigh.lightning_callbacks import WeightingMonitor
+
+        from .training import task_curves
+
+        alone, tasks = self._single(), self.suite.tasks
+        step_ms = monitor = None
+        if method == "single":
+            found = alone
+        else:
+            if self.seed % MONITORED == 0:
+                monitor = WeightingMonitor(every_n_steps=max(1, self.suite.training["steps"] // 20), warn_below=0.0)
+            net, step_ms = self._train(method, tasks, monitor)
+            found = {part: self._test(net, part) for part in alone}
+        changes = {part: relative_change(found[part], alone[part], self.suite.signs) for part in alone}
+        return Outcome(
+            {"delta_m": changes["test"], **found["test"], "val_delta_m": changes["val"]},
+            step_ms=step_ms if monitor is None else None,  # recording takes time
+            details={} if monitor is None else {"tasks": task_curves(monitor, tasks)},
+        )
+
+    def _single(self) -> dict[str, dict[str, float]]:
+        """Each task's result of its own model, on both parts; trained once per trial."""
+        if not self._alone:
+            nets = {task: self._train("equal", (task,))[0] for task in self.suite.tasks}
+            for part in ("test", "val"):
+                tests = {task: self._test(net, part) for task, net in nets.items()}
+                self._alone[part] = {
+                    metric: tests[task][metric] for task, own in self.suite.signs.items() for metric in own
+                }
+        return self._alone
+
+    @abstractmethod
+    def _train(
+        self, method: str, tasks: tuple[str, ...], monitor: WeightingMonitor | None = None
+    ) -> tuple[nn.Module, float]:
+        """A network trained on these tasks, and the ms of a step."""
+
+    @abstractmethod
+    def _test(self, net: nn.Module, part: str = "test") -> dict[str, float]:
+        """All metrics of all tasks."""
+
+
 @final
-class DigitsTwoTasks(Suite):
+class DigitsTwoTasks(TaskSuite):
     """Section "multi-task" of the default suite."""
 
     name = "digits_two_tasks"
@@ -125,7 +213,9 @@ class DigitsTwoTasks(Suite):
     grid = GRID
 
     own = OWN
-    chosen_by = "val_delta_m"
+    tasks = TASKS
+    signs = SIGNS
+    kinds = KINDS
 
     def protocol(self) -> Mapping[str, Any]:
         return {"digits": DIGITS, "pairs": PAIRS, "overlap": OVERLAP}
@@ -134,28 +224,14 @@ class DigitsTwoTasks(Suite):
         return _PairsTrial(self, seed)
 
     def objective(self, method: str) -> MultiTaskLoss:
-        """The loss of a method."""
         from reweigh.losses import MultiTaskLoss
-        from reweigh.weighting import DWA, CoBa, ScaleInvariant, Uncertainty
 
-        own = self.options(method)
         if method == "constants":
-            return MultiTaskLoss(TASKS, {"left": 1.0, "right": 1.0, "ink": own["ink"]})
-        if method in ("coba", "coba_raw"):
-            coba = CoBa(warmup=own["warmup"], history=own["history"])
-            return MultiTaskLoss(TASKS, coba, init=own.get("init"))
-        if method in ("uncertainty", "uncertainty_first"):
-            return MultiTaskLoss(TASKS, Uncertainty(KINDS), init=own.get("init"))
-        if method == "first":
-            return MultiTaskLoss(TASKS, init=own["init"])
-        if method == "dwa":
-            return MultiTaskLoss(TASKS, DWA())
-        if method == "scale_invariant":
-            return MultiTaskLoss(TASKS, ScaleInvariant())
-        return MultiTaskLoss(TASKS)
+            return MultiTaskLoss(TASKS, {"left": 1.0, "right": 1.0, "ink": self.options(method)["ink"]})
+        return super().objective(method)
 
 
-class _PairsTrial(Trial):
+class _PairsTrial(TaskTrial):
     def __init__(self, suite: DigitsTwoTasks, seed: int) -> None:
         import torch
         from sklearn.datasets import load_digits
@@ -167,37 +243,7 @@ class _PairsTrial(Trial):
             part: tuple(torch.from_numpy(array) for array in arrays) for part, arrays in found.items()
         }
         self.data_hash = hashed(self.parts)
-        self._alone: dict[str, dict[str, float]] = {}
-
-    def run(self, method: str) -> Outcome:
-        from reweigh.lightning_callbacks import WeightingMonitor
-
-        from .training import task_curves
-
-        alone = self._single()
-        step_ms = monitor = None
-        if method == "single":
-            found = alone
-        else:
-            if self.seed % MONITORED == 0:
-                monitor = WeightingMonitor(every_n_steps=max(1, self.suite.training["steps"] // 20), warn_below=0.0)
-            net, step_ms = self._train(method, TASKS, monitor)
-            found = {part: self._test(net, part) for part in alone}
-        changes = {part: delta_m(found[part], alone[part]) for part in alone}
-        return Outcome(
-            {"delta_m": changes["test"], **found["test"], "val_delta_m": changes["val"]},
-            step_ms=step_ms if monitor is None else None,  # recording takes time
-            details={} if monitor is None else {"tasks": task_curves(monitor, TASKS)},
-        )
-
-    def _single(self) -> dict[str, dict[str, float]]:
-        """Each task's result of its own model, on both parts; trained once per trial."""
-        if not self._alone:
-            nets = {task: self._train("equal", (task,))[0] for task in TASKS}
-            for part in ("test", "val"):
-                tests = {task: self._test(net, part) for task, net in nets.items()}
-                self._alone[part] = {metric: tests[metric.split("_")[0]][metric] for metric in tests["left"]}
-        return self._alone
+        self._alone = {}
 
     def _train(
         self, method: str, tasks: tuple[str, ...], monitor: WeightingMonitor | None = None
@@ -248,5 +294,22 @@ class _PairsTrial(Trial):
 
 def delta_m(found: Mapping[str, float], alone: Mapping[str, float]) -> float:
     """Mean over tasks of the relative change to single-task models, positive where better."""
-    signs = {"left_accuracy": 1.0, "right_accuracy": 1.0, "ink_mae": -1.0}
-    return sum(sign * (found[name] / alone[name] - 1.0) for name, sign in signs.items()) / len(signs)
+    return relative_change(found, alone, SIGNS)
+
+
+def relative_change(
+    found: Mapping[str, float], alone: Mapping[str, float], signs: Mapping[str, Mapping[str, float]]
+) -> float:
+    """Mean over tasks of the mean over a task's metrics of the relative change, positive where better.
+
+    Raises:
+        DataError: A single-task model with a metric of 0, to which nothing is relative.
+    """
+    for own in signs.values():
+        for name in own:
+            if alone[name] == 0.0:
+                raise DataError(f"delta-m: single-task models must have a {name} other than 0; it needs more data")
+    changes = [
+        sum(sign * (found[name] / alone[name] - 1.0) for name, sign in own.items()) / len(own) for own in signs.values()
+    ]
+    return sum(changes) / len(changes)

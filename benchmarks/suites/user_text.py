@@ -34,7 +34,7 @@ def _read(root: Path) -> list[str]:
         raise DataError(f"{root}: must hold {TextLM.needs}, found {inventory(root)}")
     documents = read_documents(found)
     if len(documents) < FEWEST:
-        rule = "must hold at least {} documents (blank lines separate those of .txt files)".format(FEWEST)
+        rule = f"must hold at least {FEWEST} documents (blank lines separate those of .txt files)"
         raise DataError(f"{found}: {rule}, found {len(documents)}")
     return documents
 
