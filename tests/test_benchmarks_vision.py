@@ -22,6 +22,12 @@ LISTS = (image_lists.ImageNetLT, image_lists.PlacesLT, image_lists.INaturalist18
 GROUPS = (group_images.Waterbirds, group_images.CelebABlond)
 LABELS = (multilabel_images.Coco, multilabel_images.VocMLT, multilabel_images.CocoMLT)
 ALL = (*CIFAR, *LISTS, *GROUPS, *LABELS)
+FIRST = (cifar_lt.Cifar10LT10, image_lists.ImageNetLT, group_images.Waterbirds, multilabel_images.Coco)
+"""One of each family; the others are as slow and share its code."""
+
+
+def marked(kinds):
+    return [kind if kind in FIRST else pytest.param(kind, marks=pytest.mark.slow) for kind in kinds]
 
 
 # tiny data
@@ -163,7 +169,7 @@ def small(real):
 FEW_KINDS = (cifar_lt.Cifar10LT10, image_lists.ImageNetLT, image_lists.INaturalist18, *GROUPS, *LABELS)
 
 
-@pytest.fixture(params=FEW_KINDS, ids=lambda kind: kind.name)
+@pytest.fixture(params=marked(FEW_KINDS), ids=lambda kind: kind.name)
 def tiny(request, shrunk, tmp_path):
     """A suite on data of its own."""
     return shrunk(request.param)(write(tmp_path, request.param))
@@ -200,7 +206,7 @@ def test_names_are_all_different():
         assert pickle.loads(pickle.dumps(kind)) is kind  # workers get suites
 
 
-@pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", marked(ALL), ids=lambda kind: kind.name)
 def test_every_method_trains(kind, shrunk, tmp_path):
     suite = shrunk(kind)(write(tmp_path, kind))
     assert suite.unavailable() is None
@@ -250,7 +256,7 @@ def test_methods_share_initial_network_and_batches(tiny, monkeypatch):
     assert not torch.equal(seen[method][0], before[0])
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FEW_KINDS if kind not in GROUPS], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", marked(kind for kind in FEW_KINDS if kind not in GROUPS), ids=lambda kind: kind.name)
 def test_what_is_not_trained_is_the_same_beside_and_without_the_baseline(kind, shrunk, tmp_path):
     suite = shrunk(kind)(write(tmp_path, kind))
     free = next(method.name for method in suite.methods if not method.trained)
@@ -460,7 +466,7 @@ def test_hostile_pickles_are_refused_in_one_line(shrunk, tmp_path):
         suite.prepare(0)
 
 
-@pytest.mark.parametrize("kind", FEW_KINDS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", marked(FEW_KINDS), ids=lambda kind: kind.name)
 def test_wrong_folders_are_named_in_one_line(kind, shrunk, tmp_path):
     why = shrunk(kind)(tmp_path).unavailable()
     assert str(tmp_path) in why
