@@ -29,6 +29,10 @@ def tiny(request, monkeypatch):
     if kind().unavailable():
         pytest.skip("this Python has no help topics")
     monkeypatch.setattr(kind, "training", {**kind.training, "steps": 6})
+    if kind is PydocLM:
+        from reweigh.benchmarks.suites import language
+
+        monkeypatch.setattr(language, "LENGTH", 6)
     if kind is DigitsOverlayML:
         from reweigh.benchmarks.suites import digits_overlay_ml
 

@@ -303,11 +303,11 @@ class MortalTrial(Trial):
 
 def test_what_a_dead_worker_left_is_done_again(tmp_path):
     (tmp_path / "marks").mkdir()
-    suite = Mortal(tmp_path / "marks", 2)
+    suite = Mortal(tmp_path / "marks", 1)
     out = tmp_path / "out"
     run([(suite, 4, ["a", "b"])], out, workers=2, command="test", progress=Progress(quiet()))
     assert keys(out) == sorted(("mortal", m, s) for m in "ab" for s in range(4))
-    assert len(list((tmp_path / "marks").iterdir())) == 2
+    assert len(list((tmp_path / "marks").iterdir())) == 1
 
 
 @pytest.mark.slow

@@ -126,8 +126,8 @@ def test_every_registered_objective_is_tried_by_name():
 def _garbage(once):
     """Tensors that only the collector frees after a call."""
     once()  # what is made once and for all
-    gc.collect()
     gc.disable()
+    gc.freeze()  # all that is there already, so that only the call is looked through
     before = gc.get_debug()
     try:
         gc.set_debug(gc.DEBUG_SAVEALL)
@@ -137,4 +137,5 @@ def _garbage(once):
     finally:
         gc.set_debug(before)
         gc.garbage.clear()
+        gc.unfreeze()
         gc.enable()
