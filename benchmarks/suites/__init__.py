@@ -18,30 +18,28 @@ from .pydoc_lm import PydocLM
 from .pydoc_quotes import PydocQuotes
 from .unicode_category import UnicodeCategory
 
-SUITES: dict[str, type[Suite]] = {
-    suite.name: suite
-    for suite in (
-        DigitsLT50,
-        UnicodeCategory,
-        DigitsOverlayML,
-        PydocQuotes,
-        PydocLM,
-        DigitsSpurious,
-        DigitsTwoTasks,
-        DigitsNuisance,
-        DigitsLTNoisy,
-        DiabetesSkewed,
-        *CIFAR_LT,
-        ImageNetLT,
-        PlacesLT,
-        INaturalist18,
-        Waterbirds,
-        CelebABlond,
-        Coco,
-        VocMLT,
-        CocoMLT,
-    )
-}
+_ALL: tuple[type[Suite], ...] = (
+    DigitsLT50,
+    UnicodeCategory,
+    DigitsOverlayML,
+    PydocQuotes,
+    PydocLM,
+    DigitsSpurious,
+    DigitsTwoTasks,
+    DigitsNuisance,
+    DigitsLTNoisy,
+    DiabetesSkewed,
+    *CIFAR_LT,
+    ImageNetLT,
+    PlacesLT,
+    INaturalist18,
+    Waterbirds,
+    CelebABlond,
+    Coco,
+    VocMLT,
+    CocoMLT,
+)
+SUITES: dict[str, type[Suite]] = {suite.name: suite for suite in _ALL}
 """Every suite the program knows."""
 
 __all__ = [
