@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from .base import Gate, Method, Metric, Suite
-from .multilabel import OWN, LabelData, LabelTrial
+from .base import Gate, Metric, Suite
+from .multilabel import ECE, MACRO_F1, MAP, METHODS, OWN, VAL, LabelData, LabelTrial
 
 if TYPE_CHECKING:  # torch and Lightning are imported by the workers only
     from torch import nn
@@ -92,38 +92,16 @@ class DigitsOverlayML(Suite):
         "Learning rate and own setting of every method are the best of six pairs by mAP on validation data, over seeds "
         "that are not among the reported ones; plain training chose its weight decay instead of a setting of its own.",
     )
-    methods = (
-        Method("bce", "cross-entropy (BCE)", "Plain training: every label of every image counts the same."),
-        Method(
-            "thresholds",
-            "BCE, tuned thresholds",
-            "The same network; the line between yes and no is where validation data put it, label by label.",
-            claim=False,
-            trained=False,
-        ),
-        Method(
-            "adjusted",
-            "BCE, prior-adjusted",
-            "Adds half of each label's log-odds of being there to the logits during training.",
-        ),
-        Method("asl", "asymmetric (ASL)", "Absent labels that the network is sure of count much less, or not at all."),
-        Method("focal", "focal (gamma 1)", "Labels that the network already gets right count less.", claim=False),
-        Method(
-            "pos_weight",
-            "positive weights",
-            "Present labels count more, by the square root of how rare they are, label by label.",
-            claim=False,
-        ),
-    )
+    methods = METHODS
     quick = ("bce", "thresholds", "asl")
     default = ("bce", "thresholds", "adjusted", "asl")
     metrics = (
-        Metric("map", "mAP", "Mean over labels of the average precision."),
+        MAP,
         Metric("tail_ap", "tail-3 AP", "Mean average precision of the three labels that are rarest in training."),
         Metric("head_ap", "head-3 AP", "Mean average precision of the three most common labels."),
-        Metric("macro_f1", "macro F1 at 0.5", "Mean over labels of F1, where yes is a probability above 0.5."),
-        Metric("ece", "ECE", "Calibration error: how far probabilities are from frequencies.", higher_is_better=False),
-        Metric("val_map", "mAP, val.", "On the validation data.", shown=False),
+        MACRO_F1,
+        ECE,
+        VAL,
     )
     gates = (Gate("adjusted", "map", 0.01), Gate("adjusted", "macro_f1", 0.08), Gate("asl", "macro_f1", 0.05))
     seeds = 6

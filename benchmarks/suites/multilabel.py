@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .base import Outcome, Trial
+from .base import Method, Metric, Outcome, Trial
 from .classes import answers, behind, hashed
 
 if TYPE_CHECKING:  # torch and Lightning are imported by the workers only
@@ -16,6 +16,33 @@ if TYPE_CHECKING:  # torch and Lightning are imported by the workers only
 
     from .classes import Part
 
+METHODS = (
+    Method("bce", "cross-entropy (BCE)", "Plain training: every label of every image counts the same."),
+    Method(
+        "thresholds",
+        "BCE, tuned thresholds",
+        "The same network; the line between yes and no is where validation data put it, label by label.",
+        claim=False,
+        trained=False,
+    ),
+    Method(
+        "adjusted",
+        "BCE, prior-adjusted",
+        "Adds half of each label's log-odds of being there to the logits during training.",
+    ),
+    Method("asl", "asymmetric (ASL)", "Absent labels that the network is sure of count much less, or not at all."),
+    Method("focal", "focal (gamma 1)", "Labels that the network already gets right count less.", claim=False),
+    Method(
+        "pos_weight",
+        "positive weights",
+        "Present labels count more, by the square root of how rare they are, label by label.",
+        claim=False,
+    ),
+)
+MAP = Metric("map", "mAP", "Mean over labels of the average precision.")
+MACRO_F1 = Metric("macro_f1", "macro F1 at 0.5", "Mean over labels of F1, where yes is a probability above 0.5.")
+ECE = Metric("ece", "ECE", "Calibration error: how far probabilities are from frequencies.", higher_is_better=False)
+VAL = Metric("val_map", "mAP, val.", "On the validation data.", shown=False)
 OWN: Mapping[str, Mapping[str, Any]] = {
     "adjusted": {"tau": 0.5},
     "asl": {"gamma_neg": 4.0, "gamma_pos": 0.0, "clip": 0.05},

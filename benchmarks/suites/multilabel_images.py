@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from ..readers import DataError, MultiLabel, read_coco
 from ..readers.common import listed
-from .base import Method, Metric, Outcome, Published, Suite
+from .base import Metric, Outcome, Published, Suite
 from .classes import FromRoot
-from .multilabel import OWN, LabelData, LabelTrial
+from .multilabel import ECE, MACRO_F1, MAP, METHODS, OWN, VAL, LabelData, LabelTrial
 
 if TYPE_CHECKING:  # torch and Lightning are imported by the workers only
     from torch import Tensor, nn
@@ -28,30 +28,6 @@ WEIGHTS = "weights.pt"
 VAL_SEED = 0
 """Of the choice of validation images, the same in all repetitions."""
 
-METHODS = (
-    Method("bce", "cross-entropy (BCE)", "Plain training: every label of every image counts the same."),
-    Method(
-        "thresholds",
-        "BCE, tuned thresholds",
-        "The same network; the line between yes and no is where validation data put it, label by label.",
-        claim=False,
-        trained=False,
-    ),
-    Method(
-        "adjusted",
-        "BCE, prior-adjusted",
-        "Adds half of each label's log-odds of being there to the logits during training.",
-    ),
-    Method("asl", "asymmetric (ASL)", "Absent labels that the network is sure of count much less, or not at all."),
-    Method("focal", "focal (gamma 1)", "Labels that the network already gets right count less.", claim=False),
-    Method(
-        "pos_weight",
-        "positive weights",
-        "Present labels count more, by the square root of how rare they are, label by label.",
-        claim=False,
-    ),
-)
-MAP = Metric("map", "mAP", "Mean over labels of the average precision.")
 CF1 = Metric(
     "cf1", "CF1", "Harmonic mean of the labels' mean precision and mean recall, where yes is a probability above 0.5."
 )
@@ -59,9 +35,9 @@ OF1 = Metric("of1", "OF1", "F1 over all answers for all labels together, where y
 REST = (
     CF1,
     OF1,
-    Metric("macro_f1", "macro F1 at 0.5", "Mean over labels of F1, where yes is a probability above 0.5."),
-    Metric("ece", "ECE", "Calibration error: how far probabilities are from frequencies.", higher_is_better=False),
-    Metric("val_map", "mAP, val.", "On the validation data.", shown=False),
+    MACRO_F1,
+    ECE,
+    VAL,
 )
 
 ASL = "Ben-Baruch et al. 2021 (ASL), quoted from an excerpt of the paper"
