@@ -308,7 +308,7 @@ def relative_change(
     for own in signs.values():
         for name in own:
             if alone[name] == 0.0:
-                raise DataError(f"delta-m: single-task models must have a {name} other than 0; it needs more data")
+                raise DataError(f"delta-m: single-task models must have a {name} other than 0; train them longer")
     changes = [
         sum(sign * (found[name] / alone[name] - 1.0) for name, sign in own.items()) / len(own) for own in signs.values()
     ]
