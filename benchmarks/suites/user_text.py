@@ -67,8 +67,8 @@ class TextLM(FromRoot, LanguageSuite):
         "Neither column means anything without the other.",
         "The unigram adjustment needs no training; a weighting that is meant to help on rare words has to beat it.",
         "Nothing was tuned: rates and sizes are of the usual order, the same for all methods, and the network of the "
-        "last step is tested. Where the validation perplexity of plain training is far above what you expect, they do "
-        "not suit your text.",
+        "last step is tested. 4000 steps read eight million words, again and again if there are fewer: a text far "
+        "below a million words is learned by heart, and its validation perplexity shows it.",
         "A graphics card is used where there is one. Results of different machines differ in their last digits.",
     )
     metrics = tuple(replace(metric, meaning=MEANING.get(metric.name, metric.meaning)) for metric in METRICS)
