@@ -165,6 +165,15 @@ def test_suites_are_consistent(name):
     assert len(prints) == len(methods)
 
 
+@pytest.mark.parametrize("name", SUITES)
+def test_own_settings_do_not_steer_the_training_by_accident(name):
+    """A method's setting that bears the name of one of the optimizer's must be meant: the learning rate alone is."""
+    suite = SUITES[name]()
+    steering = {"optimizer", "milestones", "rate_warmup", "accelerator", "loaders", "steps", "batch_size"}
+    for method in suite.methods:
+        assert not steering & set(suite.own.get(method.name, {})), method.name
+
+
 def test_fingerprint_sees_settings(tiny):
     changed = tiny.fingerprint("ce")
     assert changed == tiny.fingerprint("ce")

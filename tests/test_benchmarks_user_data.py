@@ -98,9 +98,9 @@ def write(root, kind):
 
 
 SMALL = {
-    TextLM: {"batch_size": 8, "width": 8, "warmup": 1},
+    TextLM: {"batch_size": 8, "width": 8, "rate_warmup": 1},
     Conll: {"batch_size": 8, "width": 8, "hidden": 8, "shape_width": 4, "look_every": 2},
-    NYUv2: {"batch_size": 4, "widths": [4, 8], "loaders": 0, "warmup": 1, "lr": 0.1},
+    NYUv2: {"batch_size": 4, "widths": [4, 8], "loaders": 0, "rate_warmup": 1, "lr": 0.1},
     TableClasses: {"batch_size": 32, "hidden": [8, 8]},
     TableNumbers: {"batch_size": 32, "hidden": 8},
 }

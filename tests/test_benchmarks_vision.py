@@ -133,8 +133,8 @@ def shrunk(monkeypatch):
         own = {"steps": 3, "batch_size": 8, "loaders": 0, "accelerator": "cpu"}
         if "look_every" in kind.training:
             own["look_every"] = 2
-        if "warmup" in kind.training:
-            own["warmup"] = 2
+        if "rate_warmup" in kind.training:
+            own["rate_warmup"] = 2
         monkeypatch.setattr(kind, "training", {**kind.training, **own})
         monkeypatch.setattr(vision.ResNet, "__init__", small(vision.ResNet.__init__))
         if kind in CIFAR:
@@ -361,7 +361,7 @@ def test_cifar_sizes_and_settings_are_the_published_ones(kind):
     assert sizes[-1] in (sizes[0] // kind.imbalance, sizes[0] // kind.imbalance + 1)
     epoch = -(-sum(sizes) // 128)
     training = kind.training
-    assert (training["steps"], training["warmup"]) == (200 * epoch, 5 * epoch)
+    assert (training["steps"], training["rate_warmup"]) == (200 * epoch, 5 * epoch)
     assert [training[name] for name in ("lr", "weight_decay", "batch_size")] == [0.1, 2e-4, 128]
     assert training["optimizer"] == "sgd"
     if kind is cifar_lt.Cifar10LT100:
@@ -394,7 +394,7 @@ def test_what_can_be_learned_is_learned(shrunk, tmp_path):
         batch = pickle.loads(file.read_bytes())
         batch[b"data"] = batch[b"data"] // 8 + colours[batch[b"labels"]].repeat(1024, axis=1)
         file.write_bytes(pickle.dumps(batch, protocol=2))
-    suite.training = {**suite.training, "steps": 150, "batch_size": 32, "warmup": 20}
+    suite.training = {**suite.training, "steps": 150, "batch_size": 32, "rate_warmup": 20}
     assert suite.prepare(0).run("balanced_softmax").metrics["accuracy"] >= 0.5  # chance is 0.1
 
 

@@ -142,7 +142,7 @@ class CifarLT(FromRoot, ClassSuite):
             "optimizer": "sgd",
             "lr": 0.1,
             "weight_decay": 2e-4,
-            "warmup": WARMUP * epoch,
+            "rate_warmup": WARMUP * epoch,
             "milestones": [0.8, 0.8, 0.9, 0.9],  # twice a tenth, as the code has it
             "accelerator": "auto",
         }

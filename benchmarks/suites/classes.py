@@ -215,7 +215,7 @@ class ClassTrial(Trial):
             return net, step_ms, None
         third = self.third
         groups = {"head": self.by_size[:third], "middle": self.by_size[third:-third], "tail": self.by_size[-third:]}
-        return net, None, weight_curves(monitor, groups)
+        return net, None, weight_curves(monitor, {name: some for name, some in groups.items() if some})
 
     def _logits(self, net: nn.Module) -> dict[str, Tensor]:
         """Of the test data, and of the validation data where there are any."""

@@ -155,7 +155,7 @@ class DigitsTwoTasks(TaskSuite):
     """Section "multi-task" of the default suite."""
 
     name = "digits_two_tasks"
-    version = 1
+    version = 2
     title = "Three tasks on two digits"
     summary = "two classifications and one regression in raw units, on pairs of overlapping digits"
     story = (

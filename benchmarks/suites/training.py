@@ -120,9 +120,9 @@ class Classifier(pl.LightningModule):
             optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, **rate)
         else:
             optimizer = torch.optim.SGD(groups, momentum=0.9, **rate)
-        if "milestones" not in options and "warmup" not in options:
+        if "milestones" not in options and "rate_warmup" not in options:
             return optimizer
-        warmup, marks = options.get("warmup", 0), [m * options["steps"] for m in options.get("milestones", ())]
+        warmup, marks = options.get("rate_warmup", 0), [m * options["steps"] for m in options.get("milestones", ())]
 
         def factor(step: int) -> float:
             return float(min(1.0, (step + 1) / max(1, warmup)) * 0.1 ** sum(step >= mark for mark in marks))
@@ -235,9 +235,9 @@ def train(
     """Train ``net`` in place with Lightning, on the CPU unless told otherwise; returns the median ms of a step.
 
     ``options`` holds ``steps``, ``batch_size``, ``lr``, ``weight_decay``, and where they are there ``optimizer``
-    (``"adamw"``, ``"sgd"``), ``milestones`` (shares of the training after which the rate is divided by 10), ``warmup``
-    (steps of a rising rate), ``accelerator`` and ``loaders`` (processes that read). Others are the caller's. A data
-    set that is read piece by piece takes a list of indices and gives the batch.
+    (``"adamw"``, ``"sgd"``), ``milestones`` (shares of the training after which the rate is divided by 10),
+    ``rate_warmup`` (steps of a rising rate), ``accelerator`` and ``loaders`` (processes that read). Others are the
+    caller's, under other names. A data set that is read piece by piece takes a list of indices and gives the batch.
     """
     dataset: Any = TensorDataset(*data) if isinstance(data, tuple) else data
     loader = DataLoader(

@@ -80,7 +80,7 @@ class TextLM(FromRoot, LanguageSuite):
         "batch_size": 32,
         "lr": 3e-3,
         "weight_decay": 0.1,
-        "warmup": 200,
+        "rate_warmup": 200,
         "milestones": [0.75],
         "width": 256,
         "dropout": 0.2,
