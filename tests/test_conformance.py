@@ -51,13 +51,13 @@ def examples(registry):
 
 
 def through(registry, reductions=(None,)):
-    """Every example through every check of an objective; what takes long for more than the first is a slow test."""
+    """Every example through every check of an objective; all but the first of a method are slow tests."""
     for name in registry.available():
         for i, example in enumerate(registry.record(name).examples):
             for reduction in reductions:
                 for check in objective_checks():
                     long = check in (check_compile, check_kinds_of_input)
-                    again = (i > 0 and (long or reduction == "none")) or (long and reduction == "none")
+                    again = i > 0 or (long and reduction == "none")
                     chosen = [] if reduction is None else [reduction]
                     label = "-".join([f"{name}-{i}", *chosen, check.__name__])
                     marks = [pytest.mark.slow] if again else []

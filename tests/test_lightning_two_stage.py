@@ -528,7 +528,7 @@ def test_two_processes_are_one(tmp_path):
         assert_same(rank["state"], found[0]["state"])
 
 
-@pytest.mark.parametrize("sampler", ["shuffled", "subset"])
+@pytest.mark.parametrize("sampler", [pytest.param("shuffled", marks=pytest.mark.slow), "subset"])
 def test_samplers_that_lightning_wraps_for_ranks_say_what_is_training_data(tmp_path, sampler):
     """Each sample that training draws from is visited once by one rank, and no other."""
     found = run_lightning(WORKER, tmp_path, sampler)

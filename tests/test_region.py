@@ -741,11 +741,11 @@ def test_objectives_add_to_objectives_only(wrong):
 CRITERIA = [
     Overlap(),
     Overlap(over="batch", alpha=0.3, beta=0.7, smooth_nr=0.0, smooth_dr=0.0),
-    Overlap(activation="sigmoid", square=True, focus=0.01, empty="one"),
+    pytest.param(Overlap(activation="sigmoid", square=True, focus=0.01, empty="one"), marks=pytest.mark.slow),
     Overlap(elements=Focal(1.0)),
-    Overlap(activation="sigmoid", elements=HardNegatives(1.0), empty="zero"),
+    pytest.param(Overlap(activation="sigmoid", elements=HardNegatives(1.0), empty="zero"), marks=pytest.mark.slow),
     SelfAdjustingDice(),
-    SelfAdjustingDice(0.05, square=False, activation="sigmoid"),
+    pytest.param(SelfAdjustingDice(0.05, square=False, activation="sigmoid"), marks=pytest.mark.slow),
 ]
 
 

@@ -209,6 +209,7 @@ class TestSampling:
         assert resample_weights(counts, num_samples=0, generator=torch.Generator()).sum() == 0
         assert resample_weights(counts, num_samples=100, generator=torch.Generator()).sum() == 100
 
+    @pytest.mark.slow
     def test_dirichlet_moments(self):
         """Mean m and variance m (1 - m) / (alpha + 1) of each share."""
         generator = torch.Generator().manual_seed(0)
