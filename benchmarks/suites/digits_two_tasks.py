@@ -42,8 +42,8 @@ WARMUP, HISTORY = 30, 100
 """Of CoBa, in probes (one per step)."""
 OWN: Mapping[str, Mapping[str, Any]] = {
     "constants": {"ink": INK_WEIGHT},
-    "coba": {"warmup": WARMUP, "history": HISTORY, "init": "first"},
-    "coba_raw": {"warmup": WARMUP, "history": HISTORY},
+    "coba": {"coba_warmup": WARMUP, "coba_history": HISTORY, "init": "first"},
+    "coba_raw": {"coba_warmup": WARMUP, "coba_history": HISTORY},
     "uncertainty_first": {"init": "first"},
     "first": {"init": "first"},
 }
@@ -87,7 +87,7 @@ class TaskSuite(Suite):
 
         own = self.options(method)
         if method in ("coba", "coba_raw"):
-            coba = CoBa(warmup=own["warmup"], history=own["history"])
+            coba = CoBa(warmup=own["coba_warmup"], history=own["coba_history"])
             return MultiTaskLoss(self.tasks, coba, init=own.get("init"))
         if method in ("uncertainty", "uncertainty_first"):
             return MultiTaskLoss(self.tasks, Uncertainty(self.kinds), init=own.get("init"))
@@ -155,7 +155,7 @@ class DigitsTwoTasks(TaskSuite):
     """Section "multi-task" of the default suite."""
 
     name = "digits_two_tasks"
-    version = 2
+    version = 1
     title = "Three tasks on two digits"
     summary = "two classifications and one regression in raw units, on pairs of overlapping digits"
     story = (

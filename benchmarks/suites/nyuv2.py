@@ -142,7 +142,7 @@ class NYUv2(FromRoot, TaskSuite):
     own: Mapping[str, Mapping[str, Any]] = {
         "first": {"init": "first"},
         "uncertainty_first": {"init": "first"},
-        "coba": {"warmup": 100, "history": 200, "init": "first"},
+        "coba": {"coba_warmup": 100, "coba_history": 200, "init": "first"},
     }
 
     def protocol(self) -> Mapping[str, Any]:
@@ -154,7 +154,7 @@ class NYUv2(FromRoot, TaskSuite):
 
         own = self.options(method)
         if method == "coba":
-            return MultiTaskLoss(TASKS, CoBa(warmup=own["warmup"], history=own["history"]), init=own["init"])
+            return MultiTaskLoss(TASKS, CoBa(warmup=own["coba_warmup"], history=own["coba_history"]), init=own["init"])
         return super().objective(method)
 
     def read(self) -> tuple[dict[str, list[Scene]], tuple[int, int]]:
