@@ -298,7 +298,8 @@ def test_adjusted_labels_are_two_class_adjustments():
     counts, samples = [0, 30, 100, 400, 500], 500
     x, y = torch.randn(8, 5, dtype=F64), torch.randint(2, (8, 5)).to(F64)
     ours = Objective(BinaryCrossEntropy(logits=BinaryLogitAdjustment(counts, samples=samples, tau=0.7)))
-    two = torch.stack([torch.tensor(counts), samples - torch.tensor(counts)], 1).to(F64).clamp(min=0.5)
+    present = torch.tensor(counts, dtype=F64).clamp(0.5, samples - 0.5)
+    two = torch.stack([present, samples - present], 1)
 
     def by_hand(a, b):
         pairs = [
