@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from ..readers import DataError
-from .base import Gate, Method, Metric, Outcome, Suite, Trial
-from .classes import MONITORED, hashed
+from .base import Gate, Method, Metric, Trial
+from .classes import hashed
+from .tasks import TaskSuite, TaskTrial, relative_change
 
 if TYPE_CHECKING:  # torch and Lightning are imported by the workers only
     from torch import Tensor, nn
 
-    from reweigh.lightning_callbacks import WeightingMonitor
     from reweigh.losses import MultiTaskLoss
+
+    from .training import Classifier
 
 TASKS = ("left", "right", "ink")
 OVERLAP = 3
@@ -68,86 +68,6 @@ def pairs(
         ink = images[left].sum((1, 2)) - images[right].sum((1, 2))
         found[part] = [canvas.reshape(PAIRS[part], -1) / 16, target[left], target[right], ink.astype(np.float32)]
     return found
-
-
-class TaskSuite(Suite):
-    """Several tasks of one network, measured against a network for each of them."""
-
-    tasks: tuple[str, ...]
-    signs: Mapping[str, Mapping[str, float]]
-    """By task, its metrics in delta-m: 1 where higher is better, -1 where lower is."""
-    kinds: Mapping[str, Any]
-    """Likelihoods for uncertainty weighting."""
-    chosen_by = "val_delta_m"
-
-    def objective(self, method: str) -> MultiTaskLoss:
-        """The loss of a method."""
-        from reweigh.losses import MultiTaskLoss
-        from reweigh.weighting import DWA, CoBa, ScaleInvariant, Uncertainty
-
-        own = self.options(method)
-        if method in ("coba", "coba_raw"):
-            coba = CoBa(warmup=own["coba_warmup"], history=own["coba_history"])
-            return MultiTaskLoss(self.tasks, coba, init=own.get("init"))
-        if method in ("uncertainty", "uncertainty_first"):
-            return MultiTaskLoss(self.tasks, Uncertainty(self.kinds), init=own.get("init"))
-        if method == "first":
-            return MultiTaskLoss(self.tasks, init=own["init"])
-        if method == "dwa":
-            return MultiTaskLoss(self.tasks, DWA())
-        if method == "scale_invariant":
-            return MultiTaskLoss(self.tasks, ScaleInvariant())
-        return MultiTaskLoss(self.tasks)
-
-
-class TaskTrial(Trial):
-    """One seed of a :class:`TaskSuite`."""
-
-    suite: TaskSuite
-    seed: int
-    _alone: dict[str, dict[str, float]]
-
-    def run(self, method: str) -> Outcome:
-        from reweigh.lightning_callbacks import WeightingMonitor
-
-        from .training import task_curves
-
-        alone, tasks = self._single(), self.suite.tasks
-        step_ms = monitor = None
-        if method == "single":
-            found = alone
-        else:
-            if self.seed % MONITORED == 0:
-                monitor = WeightingMonitor(every_n_steps=max(1, self.suite.training["steps"] // 20), warn_below=0.0)
-            net, step_ms = self._train(method, tasks, monitor)
-            found = {part: self._test(net, part) for part in alone}
-        changes = {part: relative_change(found[part], alone[part], self.suite.signs) for part in alone}
-        return Outcome(
-            {"delta_m": changes["test"], **found["test"], "val_delta_m": changes["val"]},
-            step_ms=step_ms if monitor is None else None,  # recording takes time
-            details={} if monitor is None else {"tasks": task_curves(monitor, tasks)},
-        )
-
-    def _single(self) -> dict[str, dict[str, float]]:
-        """Each task's result of its own model, on both parts; trained once per trial."""
-        if not self._alone:
-            nets = {task: self._train("equal", (task,))[0] for task in self.suite.tasks}
-            for part in ("test", "val"):
-                tests = {task: self._test(net, part) for task, net in nets.items()}
-                self._alone[part] = {
-                    metric: tests[task][metric] for task, own in self.suite.signs.items() for metric in own
-                }
-        return self._alone
-
-    @abstractmethod
-    def _train(
-        self, method: str, tasks: tuple[str, ...], monitor: WeightingMonitor | None = None
-    ) -> tuple[nn.Module, float]:
-        """A network trained on these tasks, and the ms of a step."""
-
-    @abstractmethod
-    def _test(self, net: nn.Module, part: str = "test") -> dict[str, float]:
-        """All metrics of all tasks."""
 
 
 @final
@@ -245,35 +165,20 @@ class _PairsTrial(TaskTrial):
         self.data_hash = hashed(self.parts)
         self._alone = {}
 
-    def _train(
-        self, method: str, tasks: tuple[str, ...], monitor: WeightingMonitor | None = None
-    ) -> tuple[nn.Module, float]:
+    def _network(self, options: Mapping[str, Any]) -> nn.Module:
+        from .two_digits import TwoDigits
+
+        return TwoDigits(self.parts["train"][0].shape[1], *options["hidden"])
+
+    def _module(self, tasks: tuple[str, ...]) -> type[Classifier]:
+        from .two_digits import Pairs
+
+        return Pairs.of(tasks)
+
+    def _probed(self, options: Mapping[str, Any]) -> Iterable[Any]:
         from torch.utils.data import DataLoader, TensorDataset
 
-        from reweigh.lightning_callbacks import ValidationProbe, WeightingCallback
-
-        from .training import reproducible, train
-        from .two_digits import Pairs, TwoDigits
-
-        options = self.suite.options(method)
-        callbacks: list[Any] = [WeightingCallback()]
-        if method in ("coba", "coba_raw"):
-            val = DataLoader(TensorDataset(*self.parts["val"]), batch_size=options["batch_size"], drop_last=True)
-            callbacks.append(ValidationProbe(dataloader=val))
-        if monitor is not None:
-            callbacks.append(monitor)
-        with reproducible(self.seed):
-            net = TwoDigits(self.parts["train"][0].shape[1], *options["hidden"])
-            step_ms = train(
-                net,
-                self.suite.objective(method),
-                self.parts["train"],
-                options,
-                seed=self.seed,
-                callbacks=callbacks,
-                module=Pairs.of(tasks),
-            )
-        return net.eval(), step_ms
+        return DataLoader(TensorDataset(*self.parts["val"]), batch_size=options["batch_size"], drop_last=True)
 
     def _test(self, net: nn.Module, part: str = "test") -> dict[str, float]:
         import torch
@@ -295,21 +200,3 @@ class _PairsTrial(TaskTrial):
 def delta_m(found: Mapping[str, float], alone: Mapping[str, float]) -> float:
     """Mean over tasks of the relative change to single-task models, positive where better."""
     return relative_change(found, alone, SIGNS)
-
-
-def relative_change(
-    found: Mapping[str, float], alone: Mapping[str, float], signs: Mapping[str, Mapping[str, float]]
-) -> float:
-    """Mean over tasks of the mean over a task's metrics of the relative change, positive where better.
-
-    Raises:
-        DataError: A single-task model with a metric of 0, to which nothing is relative.
-    """
-    for own in signs.values():
-        for name in own:
-            if alone[name] == 0.0:
-                raise DataError(f"delta-m: single-task models must have a {name} other than 0; train them longer")
-    changes = [
-        sum(sign * (found[name] / alone[name] - 1.0) for name, sign in own.items()) / len(own) for own in signs.values()
-    ]
-    return sum(changes) / len(changes)

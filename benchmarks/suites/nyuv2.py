@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -13,15 +13,13 @@ import numpy as np
 from ..readers import DataError, Scene, load_scene, read_nyuv2
 from .base import Method, Metric, Trial
 from .classes import FromRoot
-from .digits_two_tasks import TaskSuite, TaskTrial
+from .tasks import TaskSuite, TaskTrial
 
 if TYPE_CHECKING:  # torch and Lightning are imported by the workers only
     from torch import nn
 
-    from reweigh.lightning_callbacks import WeightingMonitor
-    from reweigh.losses import MultiTaskLoss
-
     from .dense import Scenes
+    from .training import Classifier
 
 CLASSES = 13
 VAL = 0.1
@@ -148,15 +146,6 @@ class NYUv2(FromRoot, TaskSuite):
     def protocol(self) -> Mapping[str, Any]:
         return {"classes": CLASSES, "val": VAL, "signs": self.signs}
 
-    def objective(self, method: str) -> MultiTaskLoss:
-        from reweigh.losses import MultiTaskLoss
-        from reweigh.weighting import CoBa
-
-        own = self.options(method)
-        if method == "coba":
-            return MultiTaskLoss(TASKS, CoBa(warmup=own["coba_warmup"], history=own["coba_history"]), init=own["init"])
-        return super().objective(method)
-
     def read(self) -> tuple[dict[str, list[Scene]], tuple[int, int]]:
         return _read(self.home, CLASSES)
 
@@ -194,32 +183,19 @@ class _NYUTrial(TaskTrial):
         self.data_hash = digest.hexdigest()
         self._alone = {}
 
-    def _train(
-        self, method: str, tasks: tuple[str, ...], monitor: WeightingMonitor | None = None
-    ) -> tuple[nn.Module, float]:
-        from reweigh.lightning_callbacks import ValidationProbe, WeightingCallback
+    def _network(self, options: Mapping[str, Any]) -> nn.Module:
+        from .dense import EncoderDecoder
 
-        from .dense import Dense, EncoderDecoder
-        from .training import reproducible, train
+        return EncoderDecoder(options["widths"], HEADS)
 
-        options = self.suite.options(method)
-        callbacks: list[Any] = [WeightingCallback()]
-        if method == "coba":
-            callbacks.append(ValidationProbe(dataloader=self.parts["val"].loader(options)))
-        if monitor is not None:
-            callbacks.append(monitor)
-        with reproducible(self.seed):
-            net = EncoderDecoder(options["widths"], HEADS)
-            step_ms = train(
-                net,
-                self.suite.objective(method),
-                self.parts["train"],
-                options,
-                seed=self.seed,
-                callbacks=callbacks,
-                module=Dense.of(tasks),
-            )
-        return net.eval(), step_ms
+    def _module(self, tasks: tuple[str, ...]) -> type[Classifier]:
+        from .dense import Dense
+
+        return Dense.of(tasks)
+
+    def _probed(self, options: Mapping[str, Any]) -> Iterable[Any]:
+        found: Iterable[Any] = self.parts["val"].loader(options)
+        return found
 
     def _test(self, net: nn.Module, part: str = "test") -> dict[str, float]:
         import torch

@@ -85,8 +85,8 @@ class UnicodeCategory(ClassSuite):
     notes = (
         "Data: Python's own table of Unicode names (which grows with Python's versions), without characters whose name "
         "is made by rule (ideographs, Hangul syllables) and without categories of fewer than 25.",
-        "How much there is to gain depends on how well plain training is tuned: with a smaller learning rate it has "
-        "not come to the rare categories yet, and every gain looks larger.",
+        "How much there is to gain depends on how well plain training is tuned; here the learning rate is the one that "
+        "suits it best (`tune` prints what others give).",
         "The rarest categories have few test characters (24 %, at least 6), so their recall is coarse; means over "
         "categories and repetitions are not.",
         "Learning rate, weight decay and width were chosen once, on validation data, for plain cross-entropy, and are "

@@ -28,9 +28,9 @@ from .classes import (
     FromRoot,
     ends,
 )
-from .diabetes_skewed import KERNEL, NumberData, NumberSuite, prepared
-from .diabetes_skewed import METHODS as NUMBER_METHODS
-from .diabetes_skewed import OWN as NUMBER_OWN
+from .regression import KERNEL, NumberData, NumberSuite, prepared
+from .regression import METHODS as NUMBER_METHODS
+from .regression import OWN as NUMBER_OWN
 
 if TYPE_CHECKING:  # torch and Lightning are imported by the workers only
     from torch import nn
