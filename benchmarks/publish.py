@@ -25,7 +25,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 MARK = re.compile(
     r"(<!-- results: (overview|differences|values)(?: (\w+))? -->\n).*?(<!-- results: end -->)", re.DOTALL
 )
-MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
+DASH = "\N{EN DASH}"
 
 
 def record(folder: Path) -> list[Path]:
@@ -93,7 +93,7 @@ def overview() -> str:
         cells = [
             suite.title,
             primary.label + ("" if primary.higher_is_better else " (lower is better)"),
-            _value(primary, base["mean"][primary.name]),
+            value(primary, base["mean"][primary.name]),
         ]
         if best is None:
             cells += [DASH] * 3
@@ -114,7 +114,7 @@ def differences(name: str) -> str:
         f"| | {' | '.join(_heading(metric) for metric in metrics)} |",
         "|---" * (len(metrics) + 1) + "|",
         f"| {suite.baseline.label} | "
-        + " | ".join(_value(metric, base["mean"][metric.name]) for metric in metrics)
+        + " | ".join(value(metric, base["mean"][metric.name]) for metric in metrics)
         + " |",
     ]
     for row in others:
@@ -141,7 +141,7 @@ def values(name: str) -> str:
         "|---" * (len(metrics) + 3) + "|",
     ]
     for row in [base, *others]:
-        cells = [_value(metric, row["mean"][metric.name]) for metric in metrics]
+        cells = [value(metric, row["mean"][metric.name]) for metric in metrics]
         time = row["relative_step_time"]
         cells.append(_difference(suite.primary, row) if row["versus_baseline"] else DASH)
         cells.append(DASH if time is None else f"\N{MULTIPLICATION SIGN}{time:.1f}")
@@ -165,10 +165,6 @@ def _heading(metric: Metric) -> str:
 def _label(suite: Suite, row: dict[str, Any]) -> str:
     method = suite.method(row["method"])
     return method.label + ("" if method.claim else " (no claim)")
-
-
-def _value(metric: Metric, number: float) -> str:
-    return value(metric, number).replace("-", MINUS)
 
 
 def _difference(metric: Metric, row: dict[str, Any]) -> str:

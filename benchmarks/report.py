@@ -75,7 +75,11 @@ def overview(summaries: Sequence[Summary], console: Console) -> None:
         metric = summary.suite.primary
         base = summary.baseline
         table.add_row(
-            f"{summary.suite.name}: {metric.label}", value(metric, base.means[metric.name]), "", "", style="bold"
+            f"{summary.suite.name}: {metric.label}{'' if metric.higher_is_better else ' (lower is better)'}",
+            value(metric, base.means[metric.name]),
+            "",
+            "",
+            style="bold",
         )
         for row in summary.others:
             found = row.versus[metric.name]

@@ -193,7 +193,8 @@ def _compared(gate: Gate, metric: Metric, rows: Sequence[Row]) -> Paired | None:
 
 def value(metric: Metric, number: float) -> str:
     """A measured value."""
-    return f"{100 * number:.1f} %" if metric.share else f"{number:.3g}"
+    text = f"{100 * number:.1f} %" if metric.share else f"{number:.3g}"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def signed(metric: Metric, number: float) -> str:

@@ -17,6 +17,7 @@ from reweigh.benchmarks.suites.pydoc_quotes import tagged
 from reweigh.benchmarks.suites.recurrent import Reader, continued
 from reweigh.benchmarks.suites.tagging import AROUND, OUTSIDE, windows
 from reweigh.benchmarks.suites.unicode_category import FEWEST, HELD_OUT, characters
+from reweigh.benchmarks.tune import candidates
 
 NEW = (UnicodeCategory, DigitsOverlayML, PydocQuotes, PydocLM)
 needs_topics = pytest.mark.skipif(bool(topics.unavailable()), reason="this Python has no help topics")
@@ -112,6 +113,14 @@ def test_grids_hold_the_chosen_settings(name):
         options = suite.options(method)
         for setting, values in grid.items():
             assert options[setting] in values, (method, setting)
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_no_method_is_tuned_more_than_the_baseline(name):
+    suite = SUITES[name]()
+    sizes = {method: len(candidates(suite, method)) for method in suite.grid}
+    if suite.baseline.name in sizes:
+        assert max(sizes.values()) == sizes[suite.baseline.name]
 
 
 # classes
