@@ -8,7 +8,7 @@ import torch
 
 from reweigh import DWA, FAMO, GeometricMean, MultiTaskLoss, weighting
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "examples" / "multitask.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "guides" / "multitask.md"
 
 
 def table():
