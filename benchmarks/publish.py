@@ -30,7 +30,12 @@ DASH = "\N{EN DASH}"
 
 def record(folder: Path) -> list[Path]:
     """Write the committed files of a folder's full results; ``ValueError`` where a suite was not run in full."""
-    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    results = folder / "results.json"
+    if not results.is_file():
+        raise ValueError(
+            f"{folder} must be a folder of `python -m reweigh.benchmarks run`, found no results.json there"
+        )
+    found = json.loads(results.read_text(encoding="utf-8"))
     environment = found["sessions"][-1]["environment"]
     kept = {"python": environment["python"], "versions": environment["versions"], "machine": environment["machine"]}
     written = []
@@ -194,6 +199,9 @@ def main(folder: str | None) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2:
+    if len(sys.argv) > 2 or sys.argv[1:2] in (["-h"], ["--help"]):
         sys.exit("usage: python -m reweigh.benchmarks.publish [DIR]")
-    main(sys.argv[1] if len(sys.argv) == 2 else None)
+    try:
+        main(sys.argv[1] if len(sys.argv) == 2 else None)
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -156,7 +156,7 @@ class DigitsLTNoisy(Suite):
     )
     quick = ("ce", "ce_early", "aldr")
     slow = True
-    default = ("ce", "ce_early", "aldr", "ldr", "super_loss")
+    default = ("ce", "ce_early", "aldr", "ldr")
     metrics = (
         Metric(
             "accuracy", "accuracy", "Share of (rightly labelled) test samples recognised; each class counts the same."
@@ -174,6 +174,7 @@ class DigitsLTNoisy(Suite):
         Metric("val_accuracy", "acc., noisy val.", "On the validation data, by which was chosen.", shown=False),
     )
     gates = (  # about half of what the seeds of the tuning gave; SCE and GCE, as good there, did not hold on these
+        # SuperLoss needs the ten seeds of --full: eight others gave +.025, with an interval from -.007 to +.056
         Gate("aldr", "accuracy", 0.015),
         Gate("ldr", "accuracy", 0.01),
         Gate("super_loss", "accuracy", 0.015),

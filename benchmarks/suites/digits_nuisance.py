@@ -204,7 +204,7 @@ class DigitsNuisance(Suite):
     )
     quick = ("pair", "circle_16", "pixels")
     slow = True
-    default = ("pair", "circle_16", "triplet", "supcon", "pixels")
+    default = ("pair", "circle_16", "triplet", "pixels")
     metrics = (
         Metric(
             "map_at_r",

@@ -117,7 +117,7 @@ class Classifier(pl.LightningModule):
         groups: list[dict[str, Any]] = [{"params": [*self.net.parameters()]}, *self.objective.parameter_groups()]
         rate: dict[str, Any] = {"lr": options["lr"], "weight_decay": options["weight_decay"]}
         if options.get("optimizer", "adamw") == "adamw":
-            optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, **rate)
+            optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, fused=True, **rate)
         else:
             optimizer = torch.optim.SGD(groups, momentum=0.9, **rate)
         if "milestones" not in options and "rate_warmup" not in options:
