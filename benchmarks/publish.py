@@ -32,9 +32,7 @@ def record(folder: Path) -> list[Path]:
     """Write the committed files of a folder's full results; ``ValueError`` where a suite was not run in full."""
     results = folder / "results.json"
     if not results.is_file():
-        raise ValueError(
-            f"{folder} must be a folder of `python -m reweigh.benchmarks run`, found no results.json there"
-        )
+        raise ValueError(f"{folder} must be a folder of `reweigh.benchmarks run`, found no results.json there")
     found = json.loads(results.read_text(encoding="utf-8"))
     environment = found["sessions"][-1]["environment"]
     kept = {"python": environment["python"], "versions": environment["versions"], "machine": environment["machine"]}
