@@ -48,6 +48,14 @@ def example_numbers(batch: int, seed: int, dtype: torch.dtype) -> Tensor:
         "K / 2 is not rounded down, so that an odd number of steps gives the paper's formula.",
         "Computed from logarithms: a batch in which every weight of the authors' code rounds to 0 is not 0 / 0.",
     ),
+    use_when=(
+        "Adversarial training of a model too small to fit every attacked sample, with an attack that reports in how "
+        "many steps each sample crossed the boundary."
+    ),
+    avoid_when=(
+        "Robustness is measured by attacks stronger than that of training, under which it can lose what it gained. "
+        "Labels are noisy: wrong labels cross first."
+    ),
     neutral={"shift": math.inf},
     examples=({}, {"num_steps": 7, "shift": 2.0}),
 )
@@ -132,6 +140,14 @@ class GAIRAT(Weighting):
         "gamma and beta are not verified against the paper; those of the authors' script are gamma=1.0, beta=-1.5.",
         "Scaled to mean 1; the authors' code multiplies the sigmoid by 3 instead.",
     ),
+    use_when=(
+        "Adversarial training of a small model in which samples near the boundary should count more, measured by a "
+        "smooth probability margin instead of counted attack steps."
+    ),
+    avoid_when=(
+        "Robustness is measured by attacks other than that of training, or labels are noisy, with the lowest margins "
+        "of all. The defaults are not verified: tune them against equal weights."
+    ),
     neutral={"gamma": 0.0},
     examples=({}, {"gamma": 5.0, "beta": 0.05}),
 )
@@ -211,6 +227,14 @@ class MAIL(Weighting):
         "The functional form is ours: known of the paper is only that weights compare the members of one (natural, "
         "variants) pair and decrease in the safety margin. Here: a softmax of minus margin over temperature.",
         "Mean 1 within each pair, so that pairs keep their weight against one another.",
+    ),
+    use_when=(
+        "Several attacks or radii are trained on together, and weight should move between the variants of one sample, "
+        "not between samples."
+    ),
+    avoid_when=(
+        "There is one attack per sample and nothing beside it: all weights are 1. The functional form is not verified "
+        "against the paper; compare with adversarial training without weights."
     ),
     neutral={"temperature": 1e12},
     examples=({}, {"temperature": 0.2}),
@@ -303,6 +327,14 @@ class LRAT(Weighting):
         "that weights add up to less than C.",
         "Held at 0 from below and rescaled to sum C, where a large strength makes the authors' weights negative.",
         "Similarities are running sums, added over ranks; the authors keep every sample's probabilities.",
+    ),
+    use_when=(
+        "Adversarial training judged by its worst class, with class probabilities of attacked samples at hand and an "
+        "attack radius that may differ between classes."
+    ),
+    avoid_when=(
+        "Classes are imbalanced, since it looks at probabilities and not at counts. The attack radius has to stay as "
+        "it is: then only half of the method is left."
     ),
     neutral={"num_classes": 4, "strength": 0.0},
     examples=(

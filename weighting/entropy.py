@@ -28,6 +28,14 @@ TOP = 20
         "Fewer than 20 classes are no error: all are looked at.",
         "scale=None is ours: the largest entropy there can be.",
     ),
+    use_when=(
+        "A model that knows much is fine-tuned on little text and must not forget: tokens of which it is sure, whether "
+        "right or wrong, are turned down."
+    ),
+    avoid_when=(
+        "The model is confidently wrong and training is meant to mend that. In training from nothing, where entropy is "
+        "high everywhere, it is nearly plain cross-entropy."
+    ),
     neutral={"alpha": 0.0},
     examples=({}, {"alpha": 0.5, "scale": 1.0}, {"scale": None}),
 )
@@ -76,8 +84,8 @@ class EntropyAdaptive(Weighting):
         tensor([[1., 0.]])
 
     References:
-        M. Diao et al., "Entropy-Adaptive Fine-Tuning: Resolving Confident Conflicts to Mitigate Forgetting", arXiv
-        2601.02151, 2026.
+        M. Diao, L. Yang, W. Gong, Y. Zhang, Z. Yan, Y. Han, K. Liang, W. Xu, Z. Ma, "Entropy-Adaptive Fine-Tuning:
+        Resolving Confident Conflicts to Mitigate Forgetting", arXiv 2601.02151, 2026.
     """
 
     needs = frozenset({"top_entropy"})
@@ -112,6 +120,14 @@ class EntropyAdaptive(Weighting):
         "Ignored tokens take no part in the mean that weights are divided by; in the authors' code they do.",
         "The mean is this rank's (.gathered() takes the joined batch's); the authors average the ranks' inverse means.",
         "Probabilities are not held at 1e-8 from below.",
+    ),
+    use_when=(
+        "Language-model pre-training in which frequent, easy tokens make the gradient: entropy decides and not the "
+        "label, so several likely next words are no error."
+    ),
+    avoid_when=(
+        "Text is noisy: where nothing can be learned the entropy, and with it the weight, stays large. Plain "
+        "cross-entropy does not favour such tokens."
     ),
     neutral={"gamma": 0.0},
     examples=({}, {"gamma": 2.0}),
@@ -153,8 +169,8 @@ class MiLe(Weighting):
         tensor([[1.4094, 0.5906]])
 
     References:
-        Z. Su et al., "MiLe Loss: a New Loss for Mitigating the Bias of Learning Difficulties in Generative Language
-        Models", Findings of NAACL 2024.
+        Z. Su, Z. Lin, X. Bai, H. Chen, S. Hu, W. Zhou, G. Ding, X. Wu, "MiLe Loss: a New Loss for Mitigating the Bias
+        of Learning Difficulties in Generative Language Models", Findings of NAACL 2024.
     """
 
     needs = frozenset({"entropy"})

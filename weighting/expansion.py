@@ -28,6 +28,14 @@ def _log_per_rest(log_pt: Tensor) -> Tensor:
     venue="IJCAI 2020",
     defaults={"order": ("2", "the shortest series that is neither end of the family; the paper tunes it, 2 to 6")},
     deviations=("The series is summed by Horner's rule and the weight in closed form; no clamp of p.",),
+    use_when=(
+        "Labels are noisy, classes few, and a weight with one whole number between mean absolute error and "
+        "cross-entropy is all you want to tune."
+    ),
+    avoid_when=(
+        "Classes are many: at a small p the weight is only the order times p, and learning stalls. The noisy-label "
+        "suite shows it worse than cross-entropy."
+    ),
     examples=({}, {"order": 1}, {"order": 6}),
 )
 @final
@@ -95,6 +103,14 @@ class Taylor(Confidence):
         "gamma": ("0.0", "paper: Poly-1 of cross-entropy; its detection experiments have focal's gamma"),
     },
     deviations=("epsilon below -1 is refused: terms that are nearly right would be pushed back.",),
+    use_when=(
+        "Cross-entropy or focal loss works and one number can be tuned on top of it: positive against "
+        "under-confidence, negative against over-confidence."
+    ),
+    avoid_when=(
+        "There is no budget to tune: the right sign depends on the task, and 0 is plain cross-entropy. It knows no "
+        "class counts, so it is no remedy for rare classes."
+    ),
     neutral={"epsilon": 0.0},
     examples=({}, {"epsilon": -1.0}, {"epsilon": 2.0, "gamma": 2.0}, {"epsilon": -1.0, "gamma": 0.5}),
 )
@@ -168,6 +184,14 @@ class Poly(Confidence):
     venue="ICCV 2017",
     official="none: the derivative of the paper's formula",
     defaults={"gamma": ("2.0", "paper")},
+    use_when=(
+        "The exact gradient of focal loss is wanted from a weight that is a constant and can be normalised, clipped or "
+        "kept as a running mean."
+    ),
+    avoid_when=(
+        "Nothing is done to the weight: focal loss itself is simpler, and reports its own value. Labels are noisy, as "
+        "with every weight that grows with the loss."
+    ),
     neutral={"gamma": 0.0},
     examples=({}, {"gamma": 0.5}, {"gamma": 1.0}),
 )
@@ -238,6 +262,14 @@ class FocalSlope(Confidence):
         "1 - p is not clamped at 1e-5, where the authors' bonus and its gradient stop: end=1 goes on to the dtype's "
         "eps (to 3e-10 in float32, 1e-77 in float64 where the criterion has log(1 - p) exactly), then along the "
         "tangent that the authors use for end < 1.",
+    ),
+    use_when=(
+        "Labels are clean and the representation matters: terms that are already right should go on teaching, so that "
+        "margins grow."
+    ),
+    avoid_when=(
+        "A loss that stays positive or calibrated probabilities are needed, or easy terms already drown the rest. The "
+        "noisy-label suite shows no certain gain over cross-entropy."
     ),
     examples=({}, {"end": 0.0}, {"end": 0.5}, {"end": 1.0}),
 )

@@ -42,6 +42,14 @@ class ClassTable(Weighting):
     "class_weight",
     paper="none",
     venue="textbook",
+    use_when=(
+        "The cost of an error in each class is known from the application, or one weight per class has been tuned on "
+        "validation data."
+    ),
+    avoid_when=(
+        "Weights would only copy class counts: inverse frequency and the effective number say so and handle empty "
+        "classes. Predicted probabilities no longer follow class frequencies."
+    ),
     neutral={"weight": [1.0, 1.0, 1.0, 1.0]},
     examples=({"weight": [0.5, 1.0, 2.0, 4.0]},),
 )
@@ -211,6 +219,14 @@ class CountTable(ClassTable):
         "normalize='samples' is scikit-learn's 'balanced' n / (C n_c) up to the factor that makes the mean over "
         "training samples 1; for power 1 the two are equal.",
     ),
+    use_when=(
+        "Rare classes matter as much as frequent ones and class counts are known; the square root is milder. Recall of "
+        "rare classes rises in both long-tail suites."
+    ),
+    avoid_when=(
+        "The rarest class has a few noisy samples, or probabilities have to follow training frequencies. Logit "
+        "adjustment after plain training costs nothing and does about as well in those suites."
+    ),
     neutral={"counts": [50, 20, 6, 1], "power": 0.0},
     examples=({"counts": [50, 20, 6, 1]}, {"counts": [50, 20, 6, 1], "power": 0.5, "normalize": "samples"}),
 )
@@ -255,8 +271,8 @@ class InverseFrequency(CountTable):
         tensor([0.2000, 1.8000], dtype=torch.float64)
 
     References:
-        scikit-learn, ``compute_class_weight``; D. Mahajan et al., "Exploring the Limits of Weakly Supervised
-        Pretraining", ECCV 2018 (square root).
+        D. Mahajan, R. Girshick, V. Ramanathan, K. He, M. Paluri, Y. Li, A. Bharambe, L. van der Maaten, "Exploring the
+        Limits of Weakly Supervised Pretraining", ECCV 2018 (square root).
     """
 
     def __init__(
@@ -283,6 +299,14 @@ class InverseFrequency(CountTable):
     deviations=(
         "1 - beta^n is computed as -expm1(n log beta), exact for large beta.",
         "A class with count 0 reads as the smallest positive count, instead of dividing by zero.",
+    ),
+    use_when=(
+        "Rare classes should count more and inverse frequency overshoots on classes of a few samples. It needs counts "
+        "of samples, and gains recall of rare classes in both long-tail suites."
+    ),
+    avoid_when=(
+        "Counts are shares that sum to 1, or recall of frequent classes may not fall. Logit adjustment after plain "
+        "training costs nothing and does about as well in those suites."
     ),
     neutral={"counts": [50, 20, 6, 1], "beta": 0.0},
     examples=({"counts": [50, 20, 6, 1], "beta": 0.99},),
@@ -327,8 +351,8 @@ class EffectiveNumber(CountTable):
 
     References:
         Y. Cui, M. Jia, T.-Y. Lin, Y. Song, S. Belongie, "Class-Balanced Loss Based on Effective Number of Samples",
-        CVPR 2019. K. Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", NeurIPS 2019
-        (deferred re-weighting).
+        CVPR 2019. K. Cao, C. Wei, A. Gaidon, N. Arechiga, T. Ma, "Learning Imbalanced Datasets with
+        Label-Distribution-Aware Margin Loss", NeurIPS 2019 (deferred re-weighting).
     """
 
     def __init__(
@@ -353,6 +377,14 @@ class EffectiveNumber(CountTable):
     acts_on="binary",
     official="pytorch/vision torchvision/ops/focal_loss.py",
     defaults={"alpha": ("0.25", "paper, with gamma 2")},
+    use_when=(
+        "A detection loss is put together from a sigmoid criterion and focusing, and needs its constant balance of "
+        "positives and negatives."
+    ),
+    avoid_when=(
+        "Rare positives need more weight: the paper's 0.25 gives them less. Weights on positives alone show no gain in "
+        "average precision over plain binary cross-entropy in the multi-label suite."
+    ),
 )
 @final
 class PositiveBalance(Weighting):

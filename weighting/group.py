@@ -188,7 +188,10 @@ class GroupWeighting(Weighting):
 
 @method(
     "group_dro",
-    paper="Distributionally Robust Neural Networks for Group Shifts",
+    paper=(
+        "Distributionally Robust Neural Networks for Group Shifts: On the Importance of Regularization for Worst-Case "
+        "Generalization"
+    ),
     venue="ICLR 2020",
     official="kohpangwei/group_DRO@cbbc1c5b loss.py",
     defaults={
@@ -204,6 +207,14 @@ class GroupWeighting(Weighting):
         "Each adjustment counts by itself; theirs are all dropped as soon as one of them is not positive.",
         "Only training forwards move q, once per optimizer step, on the losses of all micro-batches and ranks.",
         "Normalised losses that add up to 0 or less leave q as it is; theirs are NaN.",
+    ),
+    use_when=(
+        "Groups such as class and attribute, domains or languages are known in training, some are small, the worst one "
+        "counts, and validation data with groups can choose the model."
+    ),
+    avoid_when=(
+        "A group cannot be learned and takes all weight, or accuracy at training frequencies counts, which falls. "
+        "Without the adjustment for small groups, the shortcut suite shows group weights as good."
     ),
     examples=(
         {"num_groups": 3, "step_size": 0.5},
@@ -331,7 +342,10 @@ class GroupDRO(GroupWeighting):
 
 @method(
     "group_cvar",
-    paper="Distributionally Robust Neural Networks for Group Shifts",
+    paper=(
+        "Distributionally Robust Neural Networks for Group Shifts: On the Importance of Regularization for Worst-Case "
+        "Generalization"
+    ),
     venue="ICLR 2020",
     official="kohpangwei/group_DRO@cbbc1c5b loss.py (btl)",
     defaults={
@@ -345,6 +359,14 @@ class GroupDRO(GroupWeighting):
         "Groups with equal running losses share what is left for them, so that before anything was seen all count by "
         "their size; theirs fill in an arbitrary order.",
         "Each adjustment counts by itself, also beside one that is not positive.",
+    ),
+    use_when=(
+        "Groups are known in training and several bad ones should count, not the worst alone, by their present losses "
+        "and not by sums over the past."
+    ),
+    avoid_when=(
+        "Group losses are noisy: whole groups are switched on and off. A least weight per group or group DRO is "
+        "smoother, and constant group weights are simpler."
     ),
     examples=(
         {"num_groups": 3, "group_counts": [90, 9, 1]},
@@ -401,8 +423,8 @@ class GroupCVaR(GroupWeighting):
         tensor([0.2000, 0.6000, 0.2000], dtype=torch.float64)
 
     References:
-        S. Sagawa, P. W. Koh, T. B. Hashimoto, P. Liang, "Distributionally Robust Neural Networks for Group Shifts",
-        ICLR 2020 (authors' code).
+        S. Sagawa, P. W. Koh, T. B. Hashimoto, P. Liang, "Distributionally Robust Neural Networks for Group Shifts: On
+        the Importance of Regularization for Worst-Case Generalization", ICLR 2020 (authors' code).
     """
 
     def __init__(

@@ -23,6 +23,14 @@ from .terms import LossTerms
     official="kohpangwei/group_DRO@cbbc1c5b (reweight_groups)",
     defaults={"power": ("1.0", "textbook"), "normalize": ("'samples'", "the mean over training samples is 1")},
     deviations=("A group with count 0 reads as the smallest positive count.",),
+    use_when=(
+        "Groups are known in training, small ones matter, and neither adversary nor state is wanted: the baseline of "
+        "group DRO, with a gain of its own in the shortcut suite."
+    ),
+    avoid_when=(
+        "A group has a handful of samples, which are learned by heart, or accuracy at training frequencies may not "
+        "fall. Where groups are tiny, sampling by group has less noise."
+    ),
     neutral={"group_counts": [50, 20, 6], "power": 0.0},
     examples=({"group_counts": [50, 20, 6]}, {"group_counts": [50, 20, 6, 1], "power": 0.5, "by": "category"}),
 )

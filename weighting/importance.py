@@ -54,6 +54,14 @@ def log_ratio_from_classifier(domain_logit: Tensor, n_train: float, n_test: floa
         "Without normalisation weights are held below the square root of the dtype's largest number, so that weight "
         "times loss stays finite.",
     ),
+    use_when=(
+        "Covariate shift with known or estimated density ratios, off-policy data, or a loop that trains on both arms "
+        "of an A/B test and should learn from one."
+    ),
+    avoid_when=(
+        "The effective sample size is a small part of the data: flatten or clip first. The model can fit both "
+        "distributions: weights then only add variance to plain training."
+    ),
     neutral={"flatten": 0.0},
     examples=(
         {},
@@ -178,6 +186,14 @@ class ImportanceWeight(Weighting):
         "One order of scales for both of the authors' scripts: the reward script scales u before the exponential and "
         "adds the scaled u (strength 1); the depth script scales only what it adds (scale 1, strength u_scale).",
     ),
+    use_when=(
+        "Labels or rewards come from a model that is unsure in places, and a second prediction of the same terms shows "
+        "where."
+    ),
+    avoid_when=(
+        "Both predictions agree by construction, as without dropout or noise, or losses are far below the strength: "
+        "then nothing is weighed, and the second prediction is wasted."
+    ),
     neutral={"scale": 0.0},
     examples=({}, {"scale": 0.1, "strength": 0.5}, {"scale": 2.0, "detach": True}),
 )
@@ -225,7 +241,8 @@ class PredictionAgreement(Weighting):
         tensor([True])
 
     References:
-        G. Zhang et al., "Ctrl-U: Robust Conditional Image Generation via Uncertainty-aware Reward Modeling", ICLR 2025.
+        G. Zhang, H. Gao, Z. Jiang, H. Zhao, Z. Zheng, "Ctrl-U: Robust Conditional Image Generation via
+        Uncertainty-aware Reward Modeling", ICLR 2025.
     """
 
     needs = frozenset({"disagreement"})
@@ -268,6 +285,14 @@ class PredictionAgreement(Weighting):
         "Not verified against the paper or code: the two stages (large self-influence first, small later) are a "
         "schedule of sign, and when to change over is the caller's.",
         "Mean 1 over the batch instead of sum 1.",
+    ),
+    use_when=(
+        "Large, uncurated pre-training text with gradient norms per sample: high self-influence first, to learn much "
+        "early, low later, to avoid noise."
+    ),
+    avoid_when=(
+        "Influences differ by more than the temperature: one sample owns the batch; standardise or clip them. When to "
+        "change over is not verified against the paper, and yours to tune."
     ),
     neutral={"sign": 0.0},
     examples=({}, {"temperature": 0.5, "sign": -1.0}),
@@ -347,6 +372,14 @@ class SelfInfluence(Weighting):
         "The paper keeps or drops samples of the data set; here the same is a weight of the batch, and a power of the "
         "score is the soft form.",
         "Equal scores at the edge share what is left for them.",
+    ),
+    use_when=(
+        "Difficulty scores of an earlier run, averaged over seeds, say which samples matter, and weights or a share to "
+        "keep should follow them."
+    ),
+    avoid_when=(
+        "Labels are noisy: wrong labels have the highest scores, so keep the lowest then. Pruning the data set by the "
+        "same scores saves the computation, which a weight of 0 does not."
     ),
     neutral={"power": 0.0},
     examples=({}, {"power": 0.5, "keep": 0.6}, {"power": 0.0, "keep": 0.3, "largest": False}),

@@ -21,6 +21,14 @@ from .terms import LossTerms
     venue="ICLR 2024",
     defaults={"temperature": ("1.0", "ours: the paper tunes it")},
     deviations=("The paper's authors have published no code.",),
+    use_when=(
+        "The hardest instances are what you are judged by, as in adversarial training, labels are clean, and batches "
+        "are large enough for a softmax over their losses."
+    ),
+    avoid_when=(
+        "Labels are noisy, or the weak groups are known: the shortcut suite shows no gain for the worst group over "
+        "plain training, where group weights gain."
+    ),
     examples=({}, {"temperature": 0.2}),
 )
 @final
@@ -86,6 +94,14 @@ class KLDRO(Weighting):
     official="litian96/TERM",
     defaults={"tilt": ("1.0", "ours: the paper tunes it, 0.1 to 10 for fairness, -1 to -10 for outliers")},
     deviations=("The weights average 1; the paper's add up to 1.",),
+    use_when=(
+        "One number should trade the mean for more even losses (positive tilt) or for less pull of outliers (negative "
+        "tilt)."
+    ),
+    avoid_when=(
+        "The tilt is negative from the start, when terms are chosen by luck: warm it up. A positive tilt favours wrong "
+        "labels, and does not know groups as group weights do."
+    ),
     neutral={"tilt": 0.0},
     examples=({}, {"tilt": -2.0}),
 )
@@ -147,6 +163,14 @@ class Tilted(Weighting):
     venue="NeurIPS 2017, JMLR 2019",
     defaults={"rho": ("1.0", "ours: the radius is tuned")},
     deviations=("Solved exactly by sums over the sorted losses, instead of by bisection.",),
+    use_when=(
+        "Labels are clean and hard instances should count more, in proportion to their loss: a small radius adds a "
+        "multiple of the standard deviation of the losses to their mean."
+    ),
+    avoid_when=(
+        "Labels are noisy: wrong labels have the largest losses and gain weight. A weak group that is known is better "
+        "reached by group weights than by loss."
+    ),
     neutral={"rho": 0.0},
     examples=({}, {"rho": 0.1}, {"rho": 3.0}),
 )
@@ -218,6 +242,14 @@ class ChiSquareDRO(Weighting):
         "Where the temperature changes, r log u is carried over; the script keeps u, so that weights jump tenfold when "
         "lambda goes from 10 to 1.",
     ),
+    use_when=(
+        "Weights of KL-robust training are wanted over the whole data although batches are small: a running normaliser "
+        "stands in for the softmax over the batch."
+    ),
+    avoid_when=(
+        "Losses still fall fast, as at the start: the normaliser lags and weights are too small. Labels are noisy, or "
+        "the weak groups are known, for which group weights are made."
+    ),
     examples=({}, {"temperature": 0.5, "smoothing": 0.5}),
 )
 @final
@@ -265,7 +297,7 @@ class CompositionalDRO(Weighting):
         tensor([1.6000])
 
     References:
-        D. Sow, S. Lin, Z. Wang, Y. Liang, "Doubly Robust Instance-Reweighted Adversarial Training", ICLR 2024;
+        D. Sow, S. Lin, Z. Wang, Y. Liang, "Doubly Robust Instance-Reweighted Adversarial Training", ICLR 2024.
         Q. Qi, Y. Xu, R. Jin, W. Yin, T. Yang, "Attentional-Biased Stochastic Gradient Descent", TMLR 2023.
     """
 
@@ -346,6 +378,14 @@ class CompositionalDRO(Weighting):
         "The weights average 1 over the terms; the authors' add up to 1 and are multiplied by the batch size and by "
         "each sample's share of tokens, which is a factor of its own here.",
         "'linupper' and 'upper' follow the README, min(h + delta, delta) and (h + delta) / 2; the code has delta 1.",
+    ),
+    use_when=(
+        "A language model is pre-trained on text of mixed quality, and whole sequences should be weighed by where "
+        "their loss lies in the batch, without another model."
+    ),
+    avoid_when=(
+        "Batches hold a few samples per device and are not gathered: smallest and largest loss are then noise, and "
+        "weights follow it. Terms are single tokens and not sequences."
     ),
     neutral={"burn_in": 1_000_000},
     examples=(

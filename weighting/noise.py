@@ -27,6 +27,14 @@ from .terms import LossTerms
         "The orientation is fixed: T[k, j] = P(label j | clean k), of which a sample uses column y. The DWS code uses "
         "row y, which is the same for symmetric T only.",
     ),
+    use_when=(
+        "Label noise depends on the class alone, with a transition matrix that is known or estimated, and the "
+        "correction should be a weight that combines with others."
+    ),
+    avoid_when=(
+        "Noise depends on the sample, or the matrix is a guess: its errors become bias. Forward correction does not "
+        "rest on the model's probabilities of the moment."
+    ),
     neutral=None,
     examples=({}, {"normalize": False}),
 )

@@ -19,6 +19,14 @@ from .terms import LossTerms
     acts_on="pair",
     official="none; TinyZeaMays/CircleLoss@d002ecd0 and KevinMusgrave/pytorch-metric-learning agree",
     defaults={"m": ("0.25", "paper, face recognition"), "detach": ("True", "every published implementation")},
+    use_when=(
+        "Pair losses on labelled embeddings in which pairs that are nearly right and pairs that are far off should "
+        "move at different paces, with budget to tune gamma and the margin."
+    ),
+    avoid_when=(
+        "Pair labels are noisy: a wrong pair is always the one furthest off. Without tuning: in the retrieval suite a "
+        "large gamma shows no gain over the pair loss without weights."
+    ),
     neutral=None,
     examples=({}, {"m": 0.4}, {"m": 0.4, "detach": False}),
 )
@@ -64,7 +72,8 @@ class CirclePacing(Weighting):
                 [0.2500, 1.2500, 0.0000]])
 
     References:
-        Y. Sun et al., "Circle Loss: A Unified Perspective of Pair Similarity Optimization", CVPR 2020.
+        Y. Sun, C. Cheng, Y. Zhang, C. Zhang, L. Zheng, Z. Wang, Y. Wei, "Circle Loss: A Unified Perspective of Pair
+        Similarity Optimization", CVPR 2020.
     """
 
     needs = frozenset({"score", "target"})

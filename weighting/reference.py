@@ -25,6 +25,14 @@ from .terms import LossTerms
         "The share is of the tokens that count in the call; equal excesses at the edge share what is left for them.",
         "temperature= is ours: the soft form, a softmax of the excess.",
     ),
+    use_when=(
+        "Pre-training text is mixed, and a small model trained on good text gives a reference loss for each token or "
+        "sample, which tells what is worth learning."
+    ),
+    avoid_when=(
+        "The reference is worse than the model or comes from other text: what it cannot predict is left out as if it "
+        "were learned. Without a good reference stay with cross-entropy."
+    ),
     neutral={"keep": 1.0},
     examples=({}, {"keep": 0.3}, {"keep": None, "temperature": 0.5}),
 )
@@ -75,8 +83,10 @@ class ReferenceExcess(Weighting):
         tensor([[0., 1., 0., 1.]])
 
     References:
-        Z. Lin et al., "Rho-1: Not All Tokens Are What You Need", NeurIPS 2024; S. Mindermann et al., "Prioritized
-        Training on Points that are Learnable, Worth Learning, and Not Yet Learnt", ICML 2022 (samples).
+        Z. Lin, Z. Gou, Y. Gong, X. Liu, Y. Shen, R. Xu, C. Lin, Y. Yang, J. Jiao, N. Duan, W. Chen, "Rho-1: Not All
+        Tokens Are What You Need", NeurIPS 2024. S. Mindermann, J. Brauner, M. Razzak, M. Sharma, A. Kirsch, W. Xu,
+        B. Höltgen, A. N. Gomez, A. Morisot, S. Farquhar, Y. Gal, "Prioritized Training on Points that are Learnable,
+        Worth Learning, and Not Yet Learnt", ICML 2022 (samples).
     """
 
     needs = frozenset({"loss", "reference_loss"})

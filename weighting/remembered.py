@@ -21,6 +21,14 @@ from .terms import LossTerms
     paper="Just Train Twice: Improving Group Robustness without Training Group Information",
     venue="ICML 2021; the table itself is textbook",
     official="anniesch/jtt",
+    use_when=(
+        "Weights per training sample come from another program and may change during training: data scores, a "
+        "curriculum, the error set of Just Train Twice."
+    ),
+    avoid_when=(
+        "The weight is a column of the data set: pass it as sample weight, which statistics count too. Groups are "
+        "known: group weights gain more than Just Train Twice in the shortcut suite."
+    ),
     neutral={"num_samples": 64},
     examples=({"num_samples": 8, "weights": [1.0, 0.5, 2.0, 0.0, 1.0, 3.0, 1.0, 0.25]},),
 )
@@ -131,6 +139,14 @@ class SampleWeight(Weighting):
         "One logit per sample instead of two weights: the same numbers without overflow, and without a state in which "
         "a weight of 0 stays 0 for good.",
         "Several visits of a sample within one optimizer step count as one, by their mean.",
+    ),
+    use_when=(
+        "Each sample has a supervised and a consistency loss and comes back every epoch, with labels dense and hard on "
+        "some samples and sparse on others, as in segmentation under concept shift."
+    ),
+    avoid_when=(
+        "Samples are seldom seen again or have no stable index: the weights stay near one half. A fixed factor on the "
+        "consistency loss is the simpler alternative there."
     ),
     examples=({"num_samples": 8}, {"num_samples": 10, "lr": 0.3}),
 )
@@ -243,6 +259,14 @@ class AdaWAC(Weighting):
         "at every step.",
         "No 1e-8 in the denominator: where both running losses are 0 the weight is 1/2.",
         "The biased network's gradient has no further factor q beside GeneralizedCrossEntropy's.",
+    ),
+    use_when=(
+        "Data are biased, nobody has labelled by what, and the bias is easier to learn than the task; a biased network "
+        "is trained beside this one, and samples have an index."
+    ),
+    avoid_when=(
+        "Labels are noisy: the biased network fails on wrong labels first. Groups are known: group weights need no "
+        "second network."
     ),
     examples=({"num_samples": 8, "num_classes": 4}, {"num_samples": 12, "num_classes": 4, "smoothing": 1.0}),
 )

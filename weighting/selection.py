@@ -33,6 +33,14 @@ class _Share(Weighting):
     venue="CVPR 2016; CVaR: Rockafellar and Uryasev, Journal of Risk 2000",
     defaults={"alpha": ("0.2", "ours: tuned")},
     deviations=("Equal losses share what is left for them, so the weights do not depend on the order of terms.",),
+    use_when=(
+        "Most terms are easy and solved, as pixels or detection anchors are, and training should go on with the worst "
+        "share of them."
+    ),
+    avoid_when=(
+        "Labels are noisy, since wrong labels have the largest losses. The shortcut suite shows harm to the worst "
+        "group, and the skewed-target suite no gain over the plain mean."
+    ),
     neutral={"alpha": 1.0},
     examples=({}, {"alpha": 0.5}),
 )
@@ -75,7 +83,7 @@ class CVaR(_Share):
         tensor([0., 2., 2., 0.])
 
     References:
-        R. T. Rockafellar, S. Uryasev, "Optimization of Conditional Value-at-Risk", Journal of Risk 2000;
+        R. T. Rockafellar, S. Uryasev, "Optimization of Conditional Value-at-Risk", Journal of Risk 2000.
         A. Shrivastava, A. Gupta, R. Girshick, "Training Region-based Object Detectors with Online Hard Example
         Mining", CVPR 2016.
     """
@@ -97,6 +105,14 @@ class CVaR(_Share):
     deviations=(
         "One network selects for itself; the paper's two select for each other.",
         "Equal losses share what is left for them.",
+    ),
+    use_when=(
+        "A known share of the labels is wrong and classes are balanced, so that a large loss means a wrong label and "
+        "not a rare class."
+    ),
+    avoid_when=(
+        "Classes are imbalanced, since rare ones are left out first, or the share is a guess. The noisy-label suite "
+        "shows no certain gain over cross-entropy, and more wrong labels learned."
     ),
     neutral={"keep": 1.0},
     examples=({}, {"keep": 0.4}),
@@ -164,6 +180,14 @@ class SmallLoss(_Share):
         "Lambert's W in torch, on the terms' device; the common code goes through SciPy on the CPU and divides by a "
         "fixed batch size.",
         "The running mean starts with the first optimizer step, in which all terms count the same; one move per step.",
+    ),
+    use_when=(
+        "Labels are noisy and nobody knows how many: hard terms are turned down, not dropped. Accuracy rises in the "
+        "noisy-label suite."
+    ),
+    avoid_when=(
+        "Labels are clean and hard terms are the rare ones. In the noisy-label suite frequent classes lose recall, and "
+        "more wrong labels are learned than by plain cross-entropy."
     ),
     examples=({}, {"lam": 0.25, "tau": 1.386}),
 )
@@ -290,6 +314,14 @@ class SuperLoss(Weighting):
         "The threshold grows per epoch in closed form, threshold * growth ** epochs: right after a resume, too.",
         "For 'log' the threshold is held below 1, where its formula ends.",
     ),
+    use_when=(
+        "Data of very mixed difficulty or with wrong labels, and training long enough for a curriculum that lets "
+        "harder terms in epoch by epoch."
+    ),
+    avoid_when=(
+        "Hard means rare: the tail comes in last. A threshold below all losses leaves nothing to learn from. The "
+        "noisy-label suite shows no certain gain over cross-entropy."
+    ),
     neutral={"threshold": 1e9},
     examples=(
         {"threshold": 1.0},
@@ -343,7 +375,7 @@ class SelfPaced(Weighting):
         (tensor([0.5000, 0.0000]), tensor([0.7500, 0.2500]))
 
     References:
-        M. P. Kumar, B. Packer, D. Koller, "Self-Paced Learning for Latent Variable Models", NeurIPS 2010; L. Jiang,
+        M. P. Kumar, B. Packer, D. Koller, "Self-Paced Learning for Latent Variable Models", NeurIPS 2010. L. Jiang,
         D. Meng, T. Mitamura, A. Hauptmann, "Easy Samples First: Self-paced Reranking for Zero-Example Multimedia
         Search", ACM MM 2014.
     """

@@ -23,6 +23,14 @@ from .terms import LossTerms, mask_out
     official="none; weights for prompts are common practice",
     defaults={},
     deviations=(),
+    use_when=(
+        "Parts of a fine-tuning text are of different worth, as prompt, response, thinking and tool output are, and "
+        "you can name a weight for each."
+    ),
+    avoid_when=(
+        "A part should not be learned at all: mask its labels, which costs nothing. Under a plain mean, tokens of "
+        "weight 0 stay in the denominator."
+    ),
     neutral={"weights": [1.0, 1.0, 1.0]},
     examples=({"weights": [0.1, 1.0, 0.5]}, {"weights": {"prompt": 0.0, "response": 1.0, "thinking": 0.3}}),
 )
@@ -68,7 +76,7 @@ class Spans(Weighting):
         tensor([[0.0000, 0.1000, 1.0000, 1.0000]])
 
     References:
-        Bielik 11B v2 Technical Report, arXiv 2505.02410, 2025.
+        K. Ociepa, Ł. Flis, R. Kinas, K. Wróbel, A. Gwoździej, "Bielik 11B v2 Technical Report", arXiv 2505.02410, 2025.
     """
 
     needs = frozenset({"span"})
@@ -139,6 +147,14 @@ def prompt_spans(lengths: Tensor, total: int) -> Tensor:
     official="none; the abstract alone (codebook weights)",
     defaults={},
     deviations=("A constant weight per place; the paper's schedule of weights is not published in code.",),
+    use_when=(
+        "Places along the last dimension differ in importance, as the codebooks of an audio token or the steps of a "
+        "forecast do, and you know how."
+    ),
+    avoid_when=(
+        "Places differ only in the scale of their loss: normalise each loss instead. Where nobody knows which places "
+        "matter, equal weights are the choice."
+    ),
     neutral={"weights": [1.0, 1.0, 1.0]},
     examples=({"weights": [1.0, 0.5, 0.25]},),
 )
@@ -179,8 +195,8 @@ class PositionWeight(Weighting):
         tensor([1.0000, 0.5000])
 
     References:
-        T. Dang et al., "LiveSpeech: Low-Latency Zero-shot Text-to-Speech via Autoregressive Modeling of Audio Discrete
-        Codes", Interspeech 2024.
+        T. Dang, D. Aponte, D. Tran, K. Koishida, "LiveSpeech: Low-Latency Zero-shot Text-to-Speech via Autoregressive
+        Modeling of Audio Discrete Codes", Interspeech 2024.
     """
 
     detached = True
@@ -209,11 +225,18 @@ class PositionWeight(Weighting):
 @method(
     "given",
     acts_on="token",
-    paper="none: the user's own weights",
-    venue="none",
+    paper="none",
+    venue="the user's own weights",
     official="none",
     defaults={},
     deviations=(),
+    use_when=(
+        "Weights per term come from outside, as a data column or an attention map, and should be clipped, normalised "
+        "and multiplied like those of any other method."
+    ),
+    avoid_when=(
+        "They say how often a sample occurs: pass them as sample weights, which denominators and statistics count too."
+    ),
     neutral=None,
     examples=({}, {"statistic": "importance"}),
 )
@@ -291,6 +314,14 @@ class Given(Weighting):
     official="none released",
     defaults={"kind": ("'relu'", "paper"), "l1": ("0.0", "ours: off")},
     deviations=("The mask weighs any loss, not only the two terms of preference optimisation.",),
+    use_when=(
+        "Which tokens matter is to be learned by a head of your network, most do not, and another loss or a constraint "
+        "trains the scores as well."
+    ),
+    avoid_when=(
+        "Nothing but this loss trains the scores: its least value is at a mask that is shut everywhere. Constant "
+        "weights per span need no training."
+    ),
     neutral=None,
     examples=({}, {"kind": "sigmoid", "l1": 0.1}, {"l1": 0.01}),
 )
@@ -336,8 +367,8 @@ class TokenMask(Weighting):
         tensor([0.9431, 0.0000])
 
     References:
-        F. Christopoulou et al., "SparsePO: Controlling Preference Alignment of LLMs via Sparse Token Masks", arXiv
-        2410.05102, 2024.
+        F. Christopoulou, R. Cardenas, G. Lampouras, H. Bou-Ammar, J. Wang, "SparsePO: Controlling Preference Alignment
+        of LLMs via Sparse Token Masks", arXiv 2410.05102, 2024.
     """
 
     needs = frozenset({"token_score"})

@@ -64,6 +64,14 @@ class VocabularyCounts(ClassCounts):
         "A token beyond the table is a ValueError, not an IndexError.",
         "neutral= gives tokens outside the counted text (special tokens) the mean weight of that text.",
     ),
+    use_when=(
+        "Generated text is dull, rare tokens matter more than perplexity, and token counts are known. The "
+        "language-model suite shows rare words predicted better."
+    ),
+    avoid_when=(
+        "Perplexity or frequent words count: both get worse there, the more the larger alpha is. Plain cross-entropy "
+        "keeps them."
+    ),
     neutral={"counts": [50, 20, 6, 1], "alpha": 0.0},
     examples=({"counts": [50, 20, 6, 0]}, {"counts": [50, 20, 6, 1], "alpha": 0.25, "normalize": "samples"}),
 )
@@ -114,7 +122,8 @@ class PowerLawDecay(CountTable):
         tensor([0.1000, 1.0000], dtype=torch.float64)
 
     References:
-        "Power-Law Decay Loss for Large Language Model Finetuning: A Theory Perspective", arXiv 2505.16900, 2025.
+        J. Shao, "Power-Law Decay Loss for Large Language Model Finetuning: A Theory Perspective", arXiv 2505.16900,
+        2025.
     """
 
     def __init__(
@@ -170,6 +179,14 @@ def _token_ids(owner: object, name: str, ids: Sequence[int] | Tensor) -> Tensor 
         "Computed as 2 sin^2(pi (1 - p) / 2), which equals cos(pi p) + 1 and does not cancel near p = 1.",
         "The sequence level averages p over real tokens only; the authors' sum also has the padding's.",
         "The same formula in training and evaluation; the authors evaluate with plain cross-entropy.",
+    ),
+    use_when=(
+        "An encoder-decoder dialogue model repeats itself (the paper's setting), and known tokens should be turned "
+        "down along a cosine in a product with other weights."
+    ),
+    avoid_when=(
+        "Terms are noisy: what the model gets wrong is favoured. The language-model suite shows no gain for rare words "
+        "over plain cross-entropy."
     ),
     examples=({}, {"detach": True}, {"level": "sequence"}),
 )

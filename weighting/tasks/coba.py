@@ -83,6 +83,14 @@ class _Desk:
         "A task without a slope has the mean weight, and the others are balanced among themselves.",
         "Records are counted, not steps: with a probe every n steps, warmup and history count probes.",
     ),
+    use_when=(
+        "Tasks of one model converge at different speeds, some of them overfit, and a validation batch after each step "
+        "is affordable."
+    ),
+    avoid_when=(
+        "Losses are in raw units: no gain over equal weights in the two-digit suite. With losses divided by their "
+        "first values it gains there, but no more than that division alone, at more cost."
+    ),
     examples=(
         {"num_tasks": 8},
         {"num_tasks": 8, "warmup": 1, "history": 4, "tau": 2.0, "renormalize": False},

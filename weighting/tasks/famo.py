@@ -45,6 +45,14 @@ def adam(slope: Tensor, moments: Tensor, steps: Tensor, known: Tensor, lr: float
         "A loss below its minimum counts as the minimum, where the authors take the logarithm of a negative number.",
         "The shared gradient is not clipped: that is the optimizer's side of the loop.",
     ),
+    use_when=(
+        "No task may be left behind, the units of the losses differ, and one more forward pass per step, without "
+        "gradient, is affordable."
+    ),
+    avoid_when=(
+        "Losses are negative or reach 0, or dropout and augmentation differ between the two passes: the measured "
+        "change is then noise. With losses of one unit, constant weights are simpler."
+    ),
     examples=(
         {"num_tasks": 8},
         {"num_tasks": 8, "min_losses": [0.01] * 4 + [0.2] * 4, "weight_decay": 0.0},

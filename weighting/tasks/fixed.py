@@ -20,6 +20,14 @@ from .base import TaskWeighting
     paper="none",
     venue="textbook",
     acts_on="task",
+    use_when=(
+        "Losses are in comparable units, or good weights are known or can be tuned on validation data: the baseline "
+        "that adaptive methods have to beat, and do not in the two-digit suite."
+    ),
+    avoid_when=(
+        "Losses have units of their own and nobody tunes: dividing them by their first values does nearly as well as "
+        "tuned constants in the two-digit suite."
+    ),
     neutral={"weights": 1.0, "num_tasks": 8},
     examples=({"weights": [0.5, 1.0, 2.0, 4.0, 1.0, 1.0, 0.0, 3.0], "num_tasks": 8},),
 )
@@ -106,6 +114,14 @@ class Fixed(TaskWeighting):
     venue="NeurIPS 2023",
     acts_on="task",
     defaults={"by": ("'step'", "ours")},
+    use_when=(
+        "Tasks come one after another, as high-resource languages before the full mixture do, or another task "
+        "weighting should begin at a given step or epoch."
+    ),
+    avoid_when=(
+        "A jump of the weights upsets the optimizer: a ramp is gentler. A task of weight 0 is still computed: leave it "
+        "out of the batch instead."
+    ),
     neutral={"stages": {0: 1.0}, "num_tasks": 8},
     examples=(
         {"stages": {0: 1.0, 3: [0.0, 1.0, 2.0, 0.5, 1.0, 1.0, 1.0, 3.0]}, "num_tasks": 8},
@@ -204,6 +220,14 @@ class Staged(TaskWeighting):
         "shape": ("'linear'", "ours"),
         "by": ("'step'", "ours"),
     },
+    use_when=(
+        "One auxiliary task should come in late or leave before the end, alone or in a product with another task "
+        "weighting."
+    ),
+    avoid_when=(
+        "Weights have to keep their sum, which those of a product need not. An auxiliary task that helps throughout "
+        "needs a constant weight only."
+    ),
     neutral={"task": 0, "start": 1.0, "duration": 2, "num_tasks": 8},
     examples=(
         {"task": 2, "duration": 3, "num_tasks": 8},
@@ -330,6 +354,11 @@ def _tempered(logs: Tensor, temperature: float | Tensor) -> Tensor:
     acts_on="task",
     defaults={"temperature": ("5.0", "usual in multilingual translation"), "drawn": ("'by_size'", "ours")},
     deviations=("Weights instead of sampling: the same expectation, another variance.",),
+    use_when="Data sets or languages of very different sizes are trained together, and the sampler cannot be changed.",
+    avoid_when=(
+        "You can sample: sampling at the same temperature spends nothing on samples of small weight, and repeats of a "
+        "small task are not one sample with a large weight."
+    ),
     neutral={"counts": [9.0, 1.0, 4.0, 2.0, 7.0, 3.0, 5.0, 8.0], "temperature": 1.0, "num_tasks": 8},
     examples=(
         {"counts": [40, 10, 20, 30, 50, 12, 25, 15], "num_tasks": 8},

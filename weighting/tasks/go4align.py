@@ -70,6 +70,13 @@ def grouped(scores: Tensor, present: Tensor, groups: int) -> Tensor:
         "Groups are the exact optimum of k-means on a line; the authors call one that their file does not import.",
         "The shares are kept as logarithms; a loss below eps is taken as eps in the score.",
     ),
+    use_when=(
+        "Many tasks of different units, some of them alike: tasks with like scores form a group and share one weight."
+    ),
+    avoid_when=(
+        "Tasks are two or three, for which groups mean little, or a loss reaches 0 or is negative. Losses orders of "
+        "magnitude apart give large weights: normalise them, or tune the learning rate anew."
+    ),
     neutral={"groups": 1, "normalize": "sum_to_k", "num_tasks": 8},
     examples=(
         {"num_tasks": 8, "normalize": "sum_to_k"},

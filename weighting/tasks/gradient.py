@@ -66,6 +66,14 @@ class GradientWeighting(TaskWeighting):
         "A task that is absent, or whose gradient is not finite, keeps its weight; the others share the rest.",
         "Over micro-batches the norms are averaged, not the gradients.",
     ),
+    use_when=(
+        "One task's gradient drowns the others' in a shared trunk, and one more partial backward pass per task, down "
+        "to a shared layer, is affordable."
+    ),
+    avoid_when=(
+        "Tasks share no layer, or losses are negative or 0 at first. Where losses merely differ in unit, dividing them "
+        "by their first values costs nothing and comes first."
+    ),
     neutral={"num_tasks": 8, "lr": 0.0},
     examples=(
         {"num_tasks": 8},
@@ -237,6 +245,14 @@ class GradNorm(GradientWeighting):
         "The weights act on each loss as a whole, not only on the part of its gradient that passes the output.",
         "Norms are those of the joined batch, so that ranks and one process agree; the authors average local norms.",
         "A norm that is not finite is left out. Before any norm was seen, each counts as 1.",
+    ),
+    use_when=(
+        "Several losses compare one output with one target, as spectral, waveform and adversarial losses do, and each "
+        "should have a fixed share of the gradient there."
+    ),
+    avoid_when=(
+        "Tasks have heads of their own and share no output: balance at the last shared layer. A loss whose gradient "
+        "was 0 for long returns with a huge weight."
     ),
     examples=({"num_tasks": 8}, {"num_tasks": 8, "shares": [1.0, 2.0] * 4, "decay": 0.5, "total_norm": 3.0}),
 )

@@ -27,6 +27,11 @@ from .base import TaskWeighting, mean_of, number_of, safe_ratio, softmax_over
         "With a window: weights move once 2 n steps are known, by the steps before this one. The public code starts at "
         "step n + 2, when its older window still holds ones (whatever the unit), and counts the step at hand.",
     ),
+    use_when="Tasks with losses of one unit learn at different speeds, and a mean loss per epoch is known for each.",
+    avoid_when=(
+        "Losses differ by orders of magnitude: ratios have no unit, so a large loss keeps its dominance, and the "
+        "two-digit suite shows no gain over equal weights. Divide by first losses before."
+    ),
     examples=({"num_tasks": 8}, {"num_tasks": 8, "temperature": 0.5, "window": 2}),
 )
 @final
@@ -177,6 +182,14 @@ def shared_out(weights: Tensor, known: Tensor) -> Tensor:
         "A task without a base mean (first seen later) has gap 1, and gets its base from the next epoch that it is in.",
         "A loss below eps is taken as eps in the logarithm.",
     ),
+    use_when=(
+        "Losses of different units stay away from 0, and tasks lag behind one another after an early epoch, whose mean "
+        "losses serve as the base."
+    ),
+    avoid_when=(
+        "A loss reaches 0 or is negative, or training is only a few epochs: it is then the sum of logarithms, which "
+        "does worse than equal weights in the two-digit suite."
+    ),
     examples=({"num_tasks": 8}, {"num_tasks": 8, "base_epoch": 0}),
 )
 @final
@@ -292,6 +305,14 @@ class IGB(Remembering):
         "variant='normalized' divides slopes by the sum of their magnitudes; the authors' code divides by their plain "
         "sum, which turns the preference round where losses fall on balance.",
         "Weights sum to 1 from the beginning, instead of starting at 1 each.",
+    ),
+    use_when=(
+        "Tasks with losses of one unit that stall at different times, and mean losses steady enough for a slope to "
+        "mean something."
+    ),
+    avoid_when=(
+        "Losses differ by orders of magnitude: slopes have their units, so the largest task decides; normalise first. "
+        "Means of single steps are noisy: let it follow epochs."
     ),
     examples=(
         {"num_tasks": 8},
@@ -410,6 +431,14 @@ class SoftAdapt(Remembering):
     deviations=(
         "Every task has its own count of steps, so that one first seen later starts at 1 / K.",
         "A running mean of 0 gives ratio 1; the mean ratio is taken by magnitude.",
+    ),
+    use_when=(
+        "Many losses of different units, none to be favoured: a task is weighed by how much its loss still varies in "
+        "relation to its mean, and units cancel."
+    ),
+    avoid_when=(
+        "A task's loss is noise around a constant, which counts as progress here. In long runs the statistics cover "
+        "all of training, so that weights hardly move; ratios of epoch means react sooner."
     ),
     examples=({"num_tasks": 8}, {"num_tasks": 8, "eps": 1e-2}),
 )

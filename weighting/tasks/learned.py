@@ -81,6 +81,14 @@ class LogScale(TaskWeighting):
         "s is held in bounds: in the forward pass at once, in the parameter at every step event.",
         "An absent task gets no regulariser, which would pull its s down.",
     ),
+    use_when=(
+        "Task losses are negative log-likelihoods up to scale, and a noise level per task can be learned in a "
+        "parameter group without weight decay."
+    ),
+    avoid_when=(
+        "A loss reaches 0 or is negative, or units are raw: no certain gain over equal weights in the two-digit suite "
+        "then, and short of tuned constants there with losses divided by their first values."
+    ),
     examples=(
         {"num_tasks": 8},
         {"num_tasks": 8, "init": 0.25, "kind": ["gaussian", "laplace", "categorical", "gaussian"] * 2},
@@ -185,6 +193,14 @@ class Uncertainty(LogScale):
         "The learned number is log sigma^2, not sigma, unless raw=True.",
         "sigma is held in bounds: in the forward pass at once, in the parameter at every step event.",
         "An absent task gets no regulariser.",
+    ),
+    use_when=(
+        "Learned task uncertainties whose total has to stay positive, or a model with an automatic weighted loss that "
+        "is to be reproduced."
+    ),
+    avoid_when=(
+        "Losses are in raw units, far from where the learned scales begin: divide by first losses. Tuned constants "
+        "beat the related uncertainty weighting in the two-digit suite."
     ),
     examples=({"num_tasks": 8}, {"init": 0.5, "num_tasks": 8}, {"raw": True, "num_tasks": 8}),
 )
@@ -308,6 +324,14 @@ class RevisedUncertainty(LogScale):
         "s is held in bounds: in the forward pass at once, in the parameter at every step event.",
         "An absent task gets no regulariser.",
     ),
+    use_when=(
+        "Positive losses of different units and noisy batches: learned factors, which move slowly, settle to the "
+        "gradient of the sum of logarithms."
+    ),
+    avoid_when=(
+        "A loss reaches 0 or is negative, or losses are large at first: divide them by their first values. The sum of "
+        "logarithms is worse than equal weights in the two-digit suite."
+    ),
     examples=({"num_tasks": 8}, {"init": 0.25, "num_tasks": 8}),
 )
 @final
@@ -389,6 +413,14 @@ class IMTLL(LogScale):
         "Absent tasks are left out of the softmax.",
         "The prior is a constant beside the learned number instead of its first value: the same trajectory.",
         "Regularisers of the model are not weighed on their own; name them as tasks, or add them to the total.",
+    ),
+    use_when=(
+        "You reproduce the paper's registration model, or know good weights and want training to move them a little, "
+        "at a small learning rate."
+    ),
+    avoid_when=(
+        "Training is long or losses differ in size, and the entropy term is 0: all weight ends at the task with the "
+        "smallest loss. Constant weights do not collapse."
     ),
     examples=({"num_tasks": 8}, {"prior": [1.0, 2.0, 0.5, 1.0, 1.0, 4.0, 1.0, 0.1], "num_tasks": 8, "entropy": 0.5}),
 )

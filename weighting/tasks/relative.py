@@ -34,6 +34,14 @@ LEAST = 1e-100
         "Any number of tasks; the authors have two.",
         "First losses are means of a task's first step, not of its first micro-batch.",
     ),
+    use_when=(
+        "Tasks should fall at one pace in relation to their first losses, as the teachers of a multi-teacher "
+        "distillation should."
+    ),
+    avoid_when=(
+        "A first loss is close to 0, negative or not typical, since all later ratios rest on it: warm up first. "
+        "Dividing by first losses once needs no step size."
+    ),
     examples=({"num_tasks": 8}, {"num_tasks": 8, "rate": 0.5, "beta": 2.0}),
 )
 @final
@@ -136,6 +144,13 @@ class NormalizedLossBalance(Remembering):
     deviations=(
         "First losses are means of a task's first step of the epoch, not of the first micro-batch.",
         "A task that is absent from that step takes its first loss where it first appears in the epoch.",
+    ),
+    use_when=(
+        "Many related tasks of one kind, of which some are learned much sooner than others, and epochs of many steps."
+    ),
+    avoid_when=(
+        "Single batches are noisy: two of them are compared, and the first decides a whole epoch. Ratios of epoch "
+        "means, as in dynamic weight averaging, are steadier."
     ),
     neutral={"alpha": 0.0, "num_tasks": 8},
     examples=({"num_tasks": 8}, {"num_tasks": 8, "alpha": 1.5, "normalize": None}),
@@ -244,6 +259,14 @@ def look_back(seed: int, step: int, rho: float) -> float:
         "No warm-up rule: the authors' code takes alpha = 0 in the second step, and its losses as the first ones.",
         "Draws are keyed by (seed, step), not taken from a global generator.",
     ),
+    use_when=(
+        "Terms of a physics-informed loss, of different units, whose paces differ by orders of magnitude, with large "
+        "or full batches."
+    ),
+    avoid_when=(
+        "Batches are small: a ratio of two batch losses is noisy. Where only units differ, dividing by first losses is "
+        "enough."
+    ),
     neutral={"alpha": 1.0, "rho": 1.0, "num_tasks": 8},
     examples=({"num_tasks": 8}, {"num_tasks": 8, "alpha": 0.6, "rho": 0.5, "tau": 0.3, "seed": 7}),
 )
@@ -296,7 +319,8 @@ class ReLoBRaLo(Remembering):
         tensor([0.7551, 1.2449])
 
     References:
-        R. Bischof, M. A. Kraus, "Multi-Objective Loss Balancing for Physics-Informed Deep Learning", arXiv 2110.09813.
+        R. Bischof, M. A. Kraus, "Multi-Objective Loss Balancing for Physics-Informed Deep Learning", arXiv
+        2110.09813, 2021.
     """
 
     update_on = "step"

@@ -38,6 +38,14 @@ def smooth_max(values: Tensor, mu: float | Tensor, present: Tensor) -> tuple[Ten
         "preferences": ("None", "TorchJD: 1/K each"),
         "reference": ("0.0", "TorchJD"),
     },
+    use_when=(
+        "The worst task matters most, or given preferences name a trade-off that no weighted sum reaches, because the "
+        "front is not convex."
+    ),
+    avoid_when=(
+        "Losses have different units: the largest takes all; divide by first losses, or take the logarithmic form. A "
+        "task that cannot be learned holds the others back."
+    ),
     examples=(
         {"num_tasks": 8},
         {"mu": 0.5, "num_tasks": 8, "preferences": [0.1, 0.2, 0.0, 0.3, 1.0, 0.5, 0.2, 0.1], "reference": 0.05},
@@ -147,6 +155,14 @@ class STCH(TaskWeighting):
         "The value keeps the maximum, which the authors' code takes off without adding it back; gradients are equal.",
         "The nadir counts every sample once (with counts=), not every batch.",
         "A loss below eps is taken as eps.",
+    ),
+    use_when=(
+        "Losses have different units, the task that has improved least should lead, and training has epochs, the early "
+        "ones of which serve as reference."
+    ),
+    avoid_when=(
+        "Training has no epochs or their events are not sent: weights stay those of the sum of logarithms. A loss "
+        "reaches 0 or is negative."
     ),
     examples=({"num_tasks": 8}, {"mu": 0.5, "nadir_epoch": 0, "num_tasks": 8}),
 )
