@@ -35,6 +35,14 @@ PerClass = Sequence[float] | Tensor | str | ClassTable
         "its own name.",
         "weight keeps torch's meaning and denominator, so gamma=0 equals nn.CrossEntropyLoss; alpha only multiplies.",
     ),
+    use_when=(
+        "A drop-in for softmax cross-entropy where easy terms drown the rest, or where probabilities trained on clean "
+        "labels are over-confident."
+    ),
+    avoid_when=(
+        "Rare classes, rare words, few positive tokens or weak groups are the aim: no suite shows a certain gain "
+        "there. Class weights, logit adjustment or group weights are made for them."
+    ),
     neutral={"gamma": 0.0},
     examples=(
         {},
@@ -137,6 +145,14 @@ class FocalLoss(Objective):
     deviations=(
         "alpha=None switches alpha off (the reference codes use -1 and raise on None).",
         "Log-space powers: finite gradients for 0 < gamma < 1, where torchvision returns NaN.",
+    ),
+    use_when=(
+        "Dense detection, or one-versus-rest with thousands of labels: very many easy negatives per positive, with a "
+        "sum divided by the number of foreground anchors."
+    ),
+    avoid_when=(
+        "Positives are rare but easy negatives few: alpha 0.25 turns positives down. The multi-label suite shows no "
+        "certain gain over binary cross-entropy."
     ),
     neutral={"gamma": 0.0, "alpha": None},
     examples=({}, {"gamma": 0.5, "alpha": None}),

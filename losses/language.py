@@ -34,6 +34,14 @@ from .registry import method
         "eps is 1 instead of 1e-7, so that an unseen token does not own the batch.",
         "All labels ignored gives 0 attached to the graph; the authors' constant leaves DDP waiting for a gradient.",
     ),
+    use_when=(
+        "A causal language model whose text is dull is fine-tuned, and token counts are known; begin with a small "
+        "alpha. Rare words gain in the language-model suite."
+    ),
+    avoid_when=(
+        "You are judged by perplexity or by frequent words: the language-model suite shows both worse. Under gradient "
+        "accumulation the batch's own denominator is not the global one."
+    ),
     neutral={"counts": [50, 20, 6, 1], "alpha": 0.0},
     examples=({"counts": [50, 20, 6, 1]}, {"counts": [50, 20, 6, 0], "alpha": 0.25, "shift": False}),
 )
@@ -84,7 +92,8 @@ class PowerLawDecayLoss(Objective):
         1.0986
 
     References:
-        "Power-Law Decay Loss for Large Language Model Finetuning: A Theory Perspective", arXiv 2505.16900, 2025.
+        J. Shao, "Power-Law Decay Loss for Large Language Model Finetuning: A Theory Perspective", arXiv 2505.16900,
+        2025.
     """
 
     def __init__(
@@ -167,6 +176,14 @@ class PowerLawDecayLoss(Objective):
     deviations=(
         "Padding is left out of sequence means.",
         "The same formula in training and evaluation; components() has the plain loss beside it.",
+    ),
+    use_when=(
+        "A dialogue model that repeats itself is trained, and tokens or whole sequences that it already knows should "
+        "be turned down (the paper's setting)."
+    ),
+    avoid_when=(
+        "The task is general language modelling: no gain for rare words over cross-entropy in the language-model "
+        "suite. Text is noisy: what the model gets wrong is favoured."
     ),
     examples=({}, {"level": "sequence"}, {"shift": False}),
 )

@@ -36,6 +36,14 @@ from .registry import method
         "that: Objective(BinaryCrossEntropy(shift=0.05), AsymmetricFocal(4, 1))).",
         "Finite in every dtype and for exponents between 0 and 1; the grad mode is left alone; nothing is cached.",
     ),
+    use_when=(
+        "Multi-label data with few positives and very many negatives per sample, of which some are unlabelled "
+        "positives that the clip should ignore."
+    ),
+    avoid_when=(
+        "Probabilities have to be calibrated, or confident false positives matter. The multi-label suite shows no gain "
+        "in average precision over binary cross-entropy; adjusting for priors gains there."
+    ),
     neutral={"gamma_neg": 0.0, "gamma_pos": 0.0},
     examples=(
         {},
@@ -130,6 +138,14 @@ class AsymmetricLoss(Objective):
         "reduction": ("'mean'", "authors' code"),
     },
     deviations=("ignore_index and masks, which the authors' class lacks; finite for exponents between 0 and 1.",),
+    use_when=(
+        "A single-label classifier is trained with label smoothing, and classes that are already ruled out should get "
+        "less of it."
+    ),
+    avoid_when=(
+        "Label smoothing is 0: the exponent on the other classes does nothing, and this is softmax focal loss, or "
+        "cross-entropy where the exponent on the target is 0."
+    ),
     neutral={"gamma_neg": 0.0, "gamma_pos": 0.0},
     examples=({}, {"gamma_neg": 2.0, "gamma_pos": 0.5, "label_smoothing": 0.3}, {"label_smoothing": 0.0}),
 )

@@ -44,6 +44,14 @@ EVEN = [1.0, 1.0, 1.0, 1.0]
         "A class without a target element in its set is left out of the mean; MONAI keeps it with a loss near 1.",
         "smooth_nr above smooth_dr is refused: it makes the loss of small sets negative.",
     ),
+    use_when=(
+        "Segmentation of a region that is small against its surroundings and judged by overlap, usually as a sum with "
+        "cross-entropy."
+    ),
+    avoid_when=(
+        "Probabilities have to be calibrated, or labels are soft. In the token-tagging suite dice alone is clearly "
+        "worse than cross-entropy, and the sum of both shows no gain."
+    ),
     neutral={"class_weight": EVEN},
     examples=(
         {},
@@ -150,6 +158,14 @@ class DiceLoss(Objective):
     deviations=(
         "A class without a target element in its set is left out of the mean.",
         "gamma applies to each class's loss, as in the focal Tversky paper, not to their mean.",
+    ),
+    use_when=(
+        "Segmentation in which missing a small structure is worse than a false alarm, or the other way round, and two "
+        "factors can say by how much."
+    ),
+    avoid_when=(
+        "You report dice or Jaccard: train that, with both factors one half or 1. Probabilities have to be calibrated: "
+        "cross-entropy does more for them."
     ),
     neutral={"gamma": 1.0, "class_weight": EVEN},
     examples=(
@@ -268,6 +284,14 @@ class TverskyLoss(Objective):
         "where its size depends on the volumes. With smoothing 0 they are the same.",
         "A set without any target element has equal class factors; MONAI gives it loss 0.",
     ),
+    use_when=(
+        "Multi-class segmentation whose classes differ in volume by orders of magnitude, each of them there in most "
+        "samples, judged by overlap."
+    ),
+    avoid_when=(
+        "A class has a few elements in some samples and many in others: the inverse square follows the few. Mean dice "
+        "over classes is steadier."
+    ),
     examples=({}, {"over": "batch", "activation": "sigmoid"}, {"power": 1.0, "empty": "skip", "smooth_nr": 0.0}),
 )
 @final
@@ -368,6 +392,13 @@ class GeneralizedDiceLoss(Objective):
         "with focus, and the unsquared multi-class one divides each example by the whole batch.",
         "The factor is computed in log space: finite at p = 1, where the authors' code returns NaN.",
     ),
+    use_when=(
+        "Tokens or texts with very many easy negatives, judged by F1 (the paper's setting), with an alpha well below 1."
+    ),
+    avoid_when=(
+        "Probabilities have to be calibrated, or alpha is near 1, where training stalls. Tuning the decision threshold "
+        "of cross-entropy is the simpler first step towards F1."
+    ),
     examples=({}, {"alpha": 0.0, "square": False}, {"alpha": 0.1, "smooth": 0.5}),
 )
 @final
@@ -444,6 +475,14 @@ class SelfAdjustingDiceLoss(Objective):
         "Any number of classes: all but class 0 are foreground. The authors' code has two.",
         "Probabilities are not clipped: logarithms are exact, and the power of the Tversky part is held at the dtype's "
         "eps (LossPower).",
+    ),
+    use_when=(
+        "Medical images with small foreground and a background class 0, where a focal cross-entropy and a focal "
+        "Tversky loss should share a few hyper-parameters."
+    ),
+    avoid_when=(
+        "There is no background class 0. Cross-entropy plus dice is the simpler sum to beat, with one factor instead "
+        "of exponents."
     ),
     examples=({}, {"symmetric": True, "over": "batch"}, {"lam": 0.3, "delta": 0.8, "gamma": 0.2, "empty": "skip"}),
 )

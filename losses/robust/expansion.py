@@ -26,6 +26,13 @@ from .confidence import Form, formed
         "reduction": ("'mean'", "ours: the mean over valid terms"),
     },
     deviations=("Summed by Horner's rule; no clamp of p.",),
+    use_when=(
+        "Labels are noisy and classes few, and a bounded loss in closed form with one whole number to tune is wanted."
+    ),
+    avoid_when=(
+        "Classes are many, or order and learning rate cannot be tuned. It is worse than cross-entropy in the "
+        "noisy-label suite; generalised cross-entropy can be set more finely."
+    ),
     examples=({}, {"order": 6}, {"order": 3, "form": "weighted"}),
 )
 @final
@@ -96,6 +103,14 @@ class TaylorLoss(Objective):
     deviations=(
         "epsilon below -1 is refused: terms that are nearly right would be pushed back.",
         "Label smoothing, which the paper's listing has for ImageNet, is no function of p alone and not offered.",
+    ),
+    use_when=(
+        "A drop-in for cross-entropy or focal loss when everything else is settled and one coefficient can still be "
+        "tuned on validation data."
+    ),
+    avoid_when=(
+        "Nobody tunes it: an epsilon from another task may have the wrong sign. Rare classes are the aim: class "
+        "weights and logit adjustment use their counts."
     ),
     neutral={"epsilon": 0.0, "form": "weighted"},
     examples=(
@@ -183,6 +198,14 @@ class PolyLoss(Objective):
     deviations=(
         "1 - p is not clamped at 1e-5, where the authors' bonus and its gradient stop: it is added up from the other "
         "classes, and end=1 goes on to 3e-10 in float32, 1e-77 in float64, then along the tangent.",
+    ),
+    use_when=(
+        "A drop-in for cross-entropy on clean, roughly balanced classes, when confident and right samples should go on "
+        "shaping the representation."
+    ),
+    avoid_when=(
+        "Values below 0 or overconfident probabilities are a problem, or easy samples dominate already. In the "
+        "noisy-label suite frequent classes lose recall, with no certain gain in accuracy."
     ),
     examples=({}, {"end": 0.0}, {"end": 1.0}, {"end": 0.5, "form": "weighted"}),
 )

@@ -17,7 +17,10 @@ from ..registry import method
 
 @method(
     "group_dro",
-    paper="Distributionally Robust Neural Networks for Group Shifts",
+    paper=(
+        "Distributionally Robust Neural Networks for Group Shifts: On the Importance of Regularization for Worst-Case "
+        "Generalization"
+    ),
     venue="ICLR 2020",
     official="kohpangwei/group_DRO@cbbc1c5b loss.py",
     defaults={
@@ -27,6 +30,14 @@ from ..registry import method
         "gather": ("True", "ours: the loss of one process on the joined batch"),
     },
     deviations=("See the weighting GroupDRO.",),
+    use_when=(
+        "A drop-in for cross-entropy with groups known in training and the worst of them as the measure; with small "
+        "groups, use the adjustment. It gains in the shortcut suite."
+    ),
+    avoid_when=(
+        "A group cannot be learned, or average accuracy at training frequencies counts. Try group weights and "
+        "resampling first: the form without adjustment is no better than group weights there."
+    ),
     examples=(
         {"num_groups": 3, "step_size": 0.5},
         {"num_groups": 3, "step_size": 0.5, "adjustment": 2.0, "group_counts": [9, 5, 1], "weight": [1, 2, 0.5, 3]},
@@ -83,8 +94,8 @@ class GroupDROLoss(Objective):
         0.6931
 
     References:
-        S. Sagawa, P. W. Koh, T. B. Hashimoto, P. Liang, "Distributionally Robust Neural Networks for Group Shifts",
-        ICLR 2020.
+        S. Sagawa, P. W. Koh, T. B. Hashimoto, P. Liang, "Distributionally Robust Neural Networks for Group Shifts: On
+        the Importance of Regularization for Worst-Case Generalization", ICLR 2020.
     """
 
     def __init__(

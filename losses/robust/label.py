@@ -27,6 +27,14 @@ from ..registry import method
         "scores='softplus' works on logarithms: logits that are all below -745, where the authors' code is NaN, stay "
         "finite.",
     ),
+    use_when=(
+        "Labels are noisy, and a margin and a temperature between cross-entropy and the multi-class hinge can be "
+        "tuned. Accuracy rises in the noisy-label suite."
+    ),
+    avoid_when=(
+        "The loss has to stay positive, or probabilities have to be calibrated: a margin or another temperature spoils "
+        "them, as the noisy-label suite shows beside cross-entropy."
+    ),
     examples=(
         {},
         {"temperature": 10.0, "margin": 0.1, "scores": "softplus"},
@@ -112,6 +120,14 @@ class LDRLoss(Objective):
         "in evaluation too, and the last copy wins.",
         "Temperatures are held at 1e-4 of the common one, which only alpha < 1 can reach.",
         "A row of zeros under scores='abs', NaN in the authors' code, stays as it is.",
+    ),
+    use_when=(
+        "Labels are noisy to an unknown degree and samples have a stable index: each gets a temperature that falls as "
+        "the model grows sure. Accuracy rises in the noisy-label suite."
+    ),
+    avoid_when=(
+        "Samples have no index or are seen once: one temperature for all says the same. Calibrated probabilities are "
+        "needed: calibration is worse than by cross-entropy in that suite."
     ),
     examples=(
         {"num_samples": 8},

@@ -53,6 +53,14 @@ def _base(name: str, gamma: float | Schedule, q: float | Schedule, floor: float 
         "one and, by the precedence of 1 / 4 * (C - 1), a factor that grows with C for the other.",
         "No clamp of p at 1e-7.",
     ),
+    use_when=(
+        "The active part of a sum for noisy labels, or a study of which losses become robust when divided by their sum "
+        "over all classes."
+    ),
+    avoid_when=(
+        "It stands alone: normalised losses are robust but learn too little, as their paper found. On clean labels "
+        "plain cross-entropy fits better."
+    ),
     examples=({}, {"base": "focal"}, {"base": "gce", "q": 0.3}, {"base": "mae"}, {"base": "rce"}),
 )
 @final
@@ -139,6 +147,14 @@ class NormalizedLoss(Objective):
     deviations=(
         "The gradient of 'nfl' is the formula's; the authors' code holds the modulators (1 - p)^gamma constant.",
         "No clamp of p at 1e-7.",
+    ),
+    use_when=(
+        "Labels are noisy, classes few, and a robust loss should go on learning: a normalised part raises the target, "
+        "a passive part lowers the others, and both factors can be tuned."
+    ),
+    avoid_when=(
+        "Labels are clean, or there is no budget for factors and learning rate. The noisy-label suite shows no gain "
+        "over cross-entropy for the two pairs that it tries."
     ),
     examples=(
         {},

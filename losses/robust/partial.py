@@ -34,6 +34,14 @@ from ..registry import method
         "Beliefs move from the first epoch on; the authors' stay uniform for one: ema=Piecewise([1.0, 0.95], [1]).",
         "Mixup and the contrastive loss are the caller's.",
     ),
+    use_when=(
+        "Each sample has several candidate labels of which one is meant and may be missing, samples have an index, and "
+        "a table of samples times classes fits."
+    ),
+    avoid_when=(
+        "Each sample has one label: a loss for noisy labels is simpler. Samples have no stable index, or the share of "
+        "sets without the true label is a mere guess."
+    ),
     examples=(
         {"num_samples": 8, "num_classes": 4},
         {"num_samples": 8, "num_classes": 4, "mixing": 0.5, "pseudo": "scale", "ema": 0.6},
