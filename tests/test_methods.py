@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,12 @@ HELD = {
 }
 METHODS = [(registry, name) for registry in (weighting.registry, losses.registry) for name in registry.available()]
 IDS = [f"{registry.kind}-{name}" for registry, name in METHODS]
+# what this library brings, without installed plugins
+OURS = [(registry, name) for registry, name in METHODS if registry.get(name).__module__.split(".")[0] == "reweigh"]
+OUR_IDS = [f"{registry.kind}-{name}" for registry, name in OURS]
+CITATION = re.compile(
+    r'(?P<authors>\w[^"]+), "(?P<title>[^"]+)", (?P<venue>\w.+?),? (?P<year>(19|20)\d{2})( \([^)]+\))?\.(?= |$)'
+)
 
 
 def reference(name):
@@ -55,6 +62,11 @@ def reference(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def advice(registry, name):
+    record = registry.record(name)
+    return record.use_when, record.avoid_when
 
 
 @pytest.mark.parametrize("name", weighting.available())
@@ -146,6 +158,35 @@ def test_record_names_its_defaults(registry, name):
     for parameter, (value, source) in record.defaults.items():
         assert eval(value) == signature.parameters[parameter].default
         assert source
+
+
+@pytest.mark.parametrize(("registry", "name"), OURS, ids=OUR_IDS)
+def test_record_says_when_to_use_it_and_when_not(registry, name):
+    for text in advice(registry, name):
+        assert re.fullmatch(r"[A-Z].*\.", text), f"not a sentence: {text!r}"
+        assert len(text) <= 240, f"{len(text)} characters: {text!r}"
+
+
+def test_no_two_methods_have_the_same_advice():
+    texts = [text for registry, name in OURS for text in advice(registry, name)]
+    assert not [text for text, times in Counter(texts).items() if times > 1]
+
+
+@pytest.mark.parametrize(("registry", "name"), OURS, ids=OUR_IDS)
+def test_references_can_be_cited(registry, name):
+    """Each is authors, title, venue and year, and the record's paper is one of them."""
+    record, text = registry.record(name), inspect.getdoc(registry.get(name)).split("\nReferences:\n")[1]
+    if record.paper == "none" and '"' not in text:
+        return
+    text = " ".join(text.split())
+    assert not CITATION.sub("", text).strip(), f"not a citation: {CITATION.sub('', text)}"
+    found = list(CITATION.finditer(text))
+    for citation in found:
+        for author in citation["authors"].split(", "):
+            assert re.fullmatch(r"(\w\.(-\w\.)? )+\w[^.]*", author), f"no initials, or no name: {author!r}"
+    if record.paper != "none":
+        paper = re.sub(r" \([^)]*\)$", "", record.paper)
+        assert paper in [citation["title"] for citation in found]
 
 
 def test_same_names_mean_the_same_everywhere():
