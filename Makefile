@@ -2,7 +2,7 @@
 # make test      set up and run the tests         make test-all   the slow sweeps and the peers as well
 # make lint      ruff and mypy --strict           make docs       build the documentation site
 # make peers     the tests side by side with other libraries, which it installs beside the environment
-# make huggingface   the tests of the Hugging Face example, with transformers installed
+# make huggingface   the tests of the Hugging Face pages, with transformers installed
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,10 +34,13 @@ test: $(VENV)/.made
 test-all: $(VENV)/.made
 	@$(BIN)/python -m pytest -n auto --dist loadfile -m "slow or not slow"
 
-# Without their dependencies: two of them ask for torchvision, which brings another torch, and no loss needs it.
+# Without their dependencies: some of them ask for torchvision, which brings another torch, and no loss needs it.
+# torchvision has a folder of its own, because without its torch it does not load as a whole, and others try.
+BESIDE := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps --upgrade
 $(VENV)/peers/.made: $(VENV)/.made
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps --upgrade \
-	  --target $(VENV)/peers kornia kornia-rs monai pytorch-metric-learning segmentation-models-pytorch timm
+	@$(BESIDE) --target $(VENV)/peers kornia kornia-rs LibMTL liger-kernel monai pytorch-metric-learning \
+	  segmentation-models-pytorch timm
+	@$(BESIDE) --target $(VENV)/peers/torchvision-alone torchvision
 	@touch $@
 
 peers: $(VENV)/peers/.made
@@ -48,7 +51,7 @@ $(VENV)/.huggingface: $(VENV)/.made
 	@touch $@
 
 huggingface: $(VENV)/.huggingface
-	@$(BIN)/python -m pytest tests/test_huggingface.py tests/test_huggingface_language.py
+	@$(BIN)/python -m pytest tests/test_huggingface.py tests/test_huggingface_language.py tests/test_coming_from.py
 
 # The root is the package, so tools that read source see it through a link that bears the package's name.
 $(VENV)/types/reweigh: $(VENV)/.made
