@@ -51,13 +51,12 @@ def examples(registry):
 
 
 def through(registry, reductions=(None,)):
-    """Every example through every check of an objective; all but the first of a method are slow tests."""
+    """Every example through every check of an objective; the first of a method, reduced, is not a slow test."""
     for name in registry.available():
         for i, example in enumerate(registry.record(name).examples):
             for reduction in reductions:
                 for check in objective_checks():
-                    long = check in (check_compile, check_kinds_of_input)
-                    again = i > 0 or (long and reduction == "none")
+                    again = i > 0 or reduction == "none"
                     chosen = [] if reduction is None else [reduction]
                     label = "-".join([f"{name}-{i}", *chosen, check.__name__])
                     marks = [pytest.mark.slow] if again else []

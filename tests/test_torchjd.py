@@ -377,27 +377,36 @@ WARNINGS = ("-W", "error", "-W", "ignore:.*process group has NOT")
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    made = {world: tmp_path_factory.mktemp(f"ranks{world}") for world in (2, 4)}
-    return {w: run_ranks(worker.__file__, w, made[w], "plain", timeout=120, strict=WARNINGS) for w in made}
+    """What each process of a world found; a world is started when the first test asks for it."""
+
+    class Worlds(dict):
+        def __missing__(self, world):
+            folder = tmp_path_factory.mktemp(f"ranks{world}")
+            self[world] = run_ranks(worker.__file__, world, folder, "plain", timeout=120, strict=WARNINGS)
+            return self[world]
+
+    return Worlds()
 
 
-PLACES = [(2, run) for run in worker.RUNS] + [(4, run) for run in worker.SMALLER]
-EXACT = [(world, run) for world, run in PLACES if run[1] == "jacobian"]
+FOUR = pytest.param(4, marks=pytest.mark.slow)
+PLACES = [pytest.param(2, run, id=f"2-{run}") for run in worker.RUNS]
+PLACES += [pytest.param(4, run, id=f"4-{run}", marks=pytest.mark.slow) for run in worker.SMALLER]
+EXACT = [place for place in PLACES if place.values[1][1] == "jacobian"]
 
 
-@pytest.mark.parametrize(("world", "run"), PLACES, ids=str)
+@pytest.mark.parametrize(("world", "run"), PLACES)
 def test_ranks_stay_equal(ranks, world, run):
     for other in ranks[world][1:]:
         same(other[str(run)], ranks[world][0][str(run)], 0.0)
 
 
-@pytest.mark.parametrize(("world", "run"), EXACT, ids=str)
+@pytest.mark.parametrize(("world", "run"), EXACT)
 def test_the_averaged_jacobian_is_one_process_on_the_joined_batch(ranks, world, run):
     """Uneven batches, absent tasks, a rank without any; inside DistributedDataParallel and without it."""
     same(ranks[world][0][str(run)], worker.train(*run, rank=0, world=1), 1e-9)
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, FOUR])
 @pytest.mark.parametrize("scenario", ["uneven", "missing"])
 def test_averaged_weights_are_means_over_the_ranks_that_have_the_task(ranks, world, scenario):
     """Each rank weighs the gradients of its own means, whatever their part of the joined batch."""
@@ -651,7 +660,7 @@ def test_famo_is_torchjds():
 
 
 @pytest.mark.parametrize("missing", [False, True])
-@pytest.mark.parametrize("at", [1, 4, 6])
+@pytest.mark.parametrize("at", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(6, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("key", SCALARIZERS)
 def test_resuming_is_exact(key, at, missing):
     def built():
