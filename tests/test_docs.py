@@ -29,6 +29,13 @@ def test_links_between_files_lead_somewhere():
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
 
 
+def test_pages_that_show_a_file_of_the_root_can_do_so():
+    shown = {name for page in PAGES for name in re.findall(r'^--8<-- "(.+)"$', page.read_text(encoding="utf-8"), re.M)}
+    assert {"CHANGELOG.md", "CONTRIBUTING.md"} <= shown
+    assert all((ROOT / name).is_file() for name in shown)
+    assert "- pymdownx.snippets:" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+
+
 def test_the_pages_show_the_committed_results():
     from reweigh.benchmarks.publish import MARK, RESULTS, filled, pages
 
