@@ -62,12 +62,13 @@ lint: $(VENV)/types/reweigh
 	@$(BIN)/ruff format --check .
 	@MYPYPATH=$(VENV)/types $(BIN)/mypy --config-file pyproject.toml -p reweigh.weighting -p reweigh.losses \
 	  -p reweigh.lightning_callbacks -p reweigh.benchmarks
+	@MYPYPATH=$(VENV)/types:docs/hooks $(BIN)/mypy --config-file pyproject.toml -p sitegen
 
 $(VENV)/.docs: $(VENV)/.made
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
-docs: $(VENV)/.docs $(VENV)/types/reweigh
+docs: $(VENV)/.docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean:

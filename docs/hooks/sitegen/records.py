@@ -1,0 +1,146 @@
+"""Every registered method with all that its page says, read from the registries and the classes themselves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+from reweigh import losses, weighting
+from reweigh.losses import Objective
+from reweigh.weighting.base import Weighting
+from reweigh.weighting.dynamics import dynamics
+from reweigh.weighting.registry import Method
+
+from . import bibtex, rest
+
+REGISTRIES = (weighting.registry, losses.registry)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method of the catalogue."""
+
+    kind: str
+    """``"weighting"`` or ``"objective"``, as its registry says."""
+    name: str
+    cls: type[Any]
+    record: Method
+
+    @property
+    def path(self) -> str:
+        """Its page, from the root of the site's sources."""
+        return f"methods/{self.kind}/{self.name}.md"
+
+    @property
+    def public(self) -> str:
+        """The name that users import it by."""
+        return f"reweigh.{'weighting' if self.kind == 'weighting' else 'losses'}.{self.cls.__name__}"
+
+    @cached_property
+    def sections(self) -> dict[str, str]:
+        """The docstring by section."""
+        return rest.sections(self.cls.__doc__)
+
+    @cached_property
+    def built(self) -> Any:
+        """An instance, from the first of the record's examples."""
+        return self.cls(**self.record.examples[0])
+
+    @property
+    def summary(self) -> str:
+        """The docstring's first sentence."""
+        return " ".join(self.sections[""].partition("\n\n")[0].split())
+
+    @property
+    def body(self) -> str:
+        """What the docstring says between summary and sections: formula and symbols."""
+        return self.sections[""].partition("\n\n")[2].strip()
+
+    @property
+    def use_when(self) -> str:
+        """The record's word, or the docstring's."""
+        return self.record.use_when or self.sections.get("Use when", "")
+
+    @property
+    def avoid_when(self) -> str:
+        """The record's word, or the docstring's."""
+        return self.record.avoid_when or self.sections.get("Avoid when", "")
+
+    @property
+    def weightings(self) -> list[Weighting]:
+        """All weightings inside an instance, itself included."""
+        return [part for part in self.built.modules() if isinstance(part, Weighting)]
+
+    @property
+    def needs(self) -> list[str]:
+        """A weighting: statistics it reads. An objective: what a call may bring beside inputs and masks."""
+        if isinstance(self.built, Weighting):
+            return sorted(self.built.needs)
+        asked: set[str] = set()
+        for part in self.built.modules():
+            if isinstance(part, Objective):
+                asked |= set(part.criterion.accepts) - {"offered"}
+                if part.weighting is not None:
+                    asked |= set(part.weighting.needs) - set(part.criterion.provides) - set(part.criterion.offers)
+        return sorted(asked)
+
+    @property
+    def events(self) -> list[str]:
+        """Events at which something inside changes."""
+        found = {part.update_on for part in dynamics(self.built)} - {"never"}
+        return [event for event in ("fit", "forward", "step", "epoch", "validation") if event in found]
+
+    @property
+    def state(self) -> list[str]:
+        """What a checkpoint holds of it, clocks aside."""
+        names = {key.rpartition(".")[2] for key in self.built.state_dict()}
+        return sorted(names - {"clock"})
+
+    @property
+    def detached(self) -> str:
+        """Whether gradient flows through the weights, in words; empty where there are no weights."""
+        found = {part.detached for part in self.weightings}
+        if not found:
+            return ""
+        return "constants to the gradient" if found == {True} else "differentiated: gradient flows through them"
+
+    @property
+    def scope(self) -> str:
+        """What a weight depends on."""
+        own = self.built if isinstance(self.built, Weighting) else getattr(self.built, "weighting", None)
+        return own.scope if own is not None else ""
+
+    @property
+    def year(self) -> int | None:
+        """When it appeared; ``None`` for textbook methods."""
+        years = re.findall(r"\b(?:19|20)\d\d\b(?!\.)", re.sub(r"\d{4}\.\d{4,5}", "", self.record.venue))
+        cited = [one.year for one in bibtex.citations(self.sections.get("References", "")) if one.year]
+        return int(years[0]) if years else cited[0] if cited else None
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of its sources."""
+        return [one.key for one in bibtex.citations(self.sections.get("References", ""))]
+
+
+@cache
+def entries() -> tuple[Entry, ...]:
+    """All methods of this library, weightings first; those of installed plugins have sites of their own."""
+    return tuple(_found())
+
+
+def _found() -> Iterator[Entry]:
+    for registry in REGISTRIES:
+        for name in registry.available():
+            cls = registry.get(name)
+            if cls.__module__.startswith("reweigh."):
+                yield Entry(registry.kind, name, cls, registry.record(name))
+
+
+@cache
+def sources() -> dict[str, bibtex.Citation]:
+    """All sources of all methods by key."""
+    return bibtex.library(entry.sections.get("References", "") for entry in entries())
