@@ -12,7 +12,7 @@ _QUOTED = re.compile(r'^(?:(?P<authors>[^"]+?),\s+)?"(?P<title>[^"]+)",\s+(?P<wh
 _PLAIN = re.compile(r"^(?P<title>[^,]+),\s+(?P<where>.+)$", re.S)
 _ARXIV = re.compile(r"arXiv[: ]+(\d{4}\.\d{4,5})")
 _JOURNAL = re.compile(r"Journal|JMLR|TMLR|TPAMI|TNNLS|PLOS|Graphics|Trans")
-_INITIAL = re.compile(r"^(?:[A-Z]\.-?)+$")
+_INITIAL = re.compile(r"^(?:[^\W\d_]\.-?)+$")
 _MARKS = {
     "\u0300": "`",
     "\u0301": "'",
@@ -23,7 +23,7 @@ _MARKS = {
     "\u030c": "v ",
     "\u0327": "c ",
 }
-_LETTERS = {"ø": r"{\o}", "Ø": r"{\O}", "ß": r"{\ss}", "ł": r"{\l}", "æ": r"{\ae}"}
+_LETTERS = {"ø": r"{\o}", "Ø": r"{\O}", "ß": r"{\ss}", "ł": r"{\l}", "Ł": r"{\L}", "æ": r"{\ae}"}
 _SMALL = {"a", "an", "the", "on", "of", "in", "for", "to", "and", "can", "is"}
 
 
@@ -141,7 +141,9 @@ def _author(author: str) -> str:
 
 
 def _ascii(text: str) -> str:
-    text = "".join({"ø": "o", "Ø": "O", "ß": "ss", "ł": "l", "æ": "ae"}.get(letter, letter) for letter in text)
+    text = "".join(
+        {"ø": "o", "Ø": "O", "ß": "ss", "ł": "l", "Ł": "L", "æ": "ae"}.get(letter, letter) for letter in text
+    )
     return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 import warnings
 from functools import cache
+from itertools import accumulate
+from xml.etree import ElementTree
 
 from latex2mathml.converter import convert
 
@@ -22,6 +24,9 @@ _MATH = re.compile(
     r"|(?<![\\$\w])\$(?P<single>[^\s$](?:[^$\n]*[^\s$\\])?)\$(?![\w$])",
     re.S,
 )
+
+_PARTS = {"mfrac": 2, "msub": 2, "msup": 2, "msubsup": 3, "munder": 2, "mover": 2, "munderover": 3}
+"""How many children such an element has."""
 
 
 class FormulaError(ValueError):
@@ -42,6 +47,13 @@ def mathml(latex: str, *, block: bool = False) -> str:
     left = re.search(r"\\[a-zA-Z]+|\\\W|merror", made)
     if left:
         raise FormulaError(f"cannot convert {latex!r}: {left.group()} is left over")
+    depths = list(accumulate({"{": 1, "}": -1}.get(letter, 0) for letter in re.sub(r"\\.", "", plain)))
+    if depths and (min(depths) < 0 or depths[-1] != 0):
+        raise FormulaError(f"cannot convert {latex!r}: its braces do not match")
+    for element in ElementTree.fromstring(made).iter():
+        wanted = _PARTS.get(element.tag.rpartition("}")[2])
+        if wanted is not None and len(element) != wanted:
+            raise FormulaError(f"cannot convert {latex!r}: a part of it is missing")
     return str(made)
 
 
