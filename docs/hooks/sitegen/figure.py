@@ -89,7 +89,7 @@ def svg(curve: Curve, title: str) -> str:
             if len(panel.lines) > 1:
                 axes.legend(fontsize=8)
         width = figure.get_figwidth()
-        figure.subplots_adjust(left=0.5 / width, right=1 - 0.1 / width, bottom=0.18, top=0.96, wspace=0.24)
+        figure.subplots_adjust(left=0.6 / width, right=1 - 0.1 / width, bottom=0.18, top=0.96, wspace=0.28)
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     made = re.search(r"<svg.*</svg>", out.getvalue(), re.S)

@@ -72,7 +72,7 @@ def _method_parts(entry: Entry) -> Iterator[str]:
     yield _front(entry)
     yield f"# {entry.cls.__name__}"
     yield f"{said(entry.summary)}"
-    yield f"`{entry.name}` in the registry of {entry.kind}s · {_source_line(entry)}"
+    yield f"`{entry.name}` among the {entry.kind}s of the [catalogue](../index.md) · {_source_line(entry)}"
     yield said(entry.body)
     yield _figure(entry)
     for title, text in (("Use when", entry.use_when), ("Avoid when", entry.avoid_when)):
