@@ -35,14 +35,6 @@ PerClass = Sequence[float] | Tensor | str | ClassTable
         "its own name.",
         "weight keeps torch's meaning and denominator, so gamma=0 equals nn.CrossEntropyLoss; alpha only multiplies.",
     ),
-    use_when=(
-        "A drop-in for softmax cross-entropy where easy terms drown the rest, or where probabilities trained on clean "
-        "labels are over-confident."
-    ),
-    avoid_when=(
-        "Rare classes, rare words, few positive tokens or weak groups are the aim: no suite shows a certain gain "
-        "there. Class weights, logit adjustment or group weights are made for them."
-    ),
     neutral={"gamma": 0.0},
     examples=(
         {},
@@ -71,10 +63,11 @@ class FocalLoss(Objective):
         ``fit`` event. ``gamma`` may be a schedule.
 
     Use when:
-        Easy terms drown the rest; calibration matters (focal lowers over-confidence).
+        A drop-in for softmax cross-entropy where easy terms drown the rest, or where probabilities trained on clean
+        labels are over-confident.
     Avoid when:
-        The tail of a long-tailed problem is what you want: class weights and logit adjustment do far more (see the
-        suite ``digits_lt50``).
+        Rare classes, rare words, few positive tokens or weak groups are the aim: no suite shows a certain gain there.
+        Class weights, logit adjustment or group weights are made for them.
 
     Deviations:
         ``mean`` divides by the number of valid terms (by the sum of ``weight`` where given), not by the number of
@@ -146,14 +139,6 @@ class FocalLoss(Objective):
         "alpha=None switches alpha off (the reference codes use -1 and raise on None).",
         "Log-space powers: finite gradients for 0 < gamma < 1, where torchvision returns NaN.",
     ),
-    use_when=(
-        "Dense detection, or one-versus-rest with thousands of labels: very many easy negatives per positive, with a "
-        "sum divided by the number of foreground anchors."
-    ),
-    avoid_when=(
-        "Positives are rare but easy negatives few: alpha 0.25 turns positives down. The multi-label suite shows no "
-        "certain gain over binary cross-entropy."
-    ),
     neutral={"gamma": 0.0, "alpha": None},
     examples=({}, {"gamma": 0.5, "alpha": None}),
 )
@@ -174,9 +159,11 @@ class SigmoidFocalLoss(Objective):
         None; ``gamma`` may be a schedule.
 
     Use when:
-        Very many easy negatives: dense detection, one-versus-rest with thousands of labels.
+        Dense detection, or one-versus-rest with thousands of labels: very many easy negatives per positive, with a sum
+        divided by the number of foreground anchors.
     Avoid when:
-        Positives are rare but easy negatives are few: alpha 0.25 turns positives *down*.
+        Positives are rare but easy negatives few: alpha 0.25 turns positives down. The multi-label suite shows no
+        certain gain over binary cross-entropy.
 
     Deviations:
         ``mean`` is over all valid terms; pass ``num_items`` = number of foreground anchors for RetinaNet's.

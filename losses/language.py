@@ -34,14 +34,6 @@ from .registry import method
         "eps is 1 instead of 1e-7, so that an unseen token does not own the batch.",
         "All labels ignored gives 0 attached to the graph; the authors' constant leaves DDP waiting for a gradient.",
     ),
-    use_when=(
-        "A causal language model whose text is dull is fine-tuned, and token counts are known; begin with a small "
-        "alpha. Rare words gain in the language-model suite."
-    ),
-    avoid_when=(
-        "You are judged by perplexity or by frequent words: the language-model suite shows both worse. Under gradient "
-        "accumulation the batch's own denominator is not the global one."
-    ),
     neutral={"counts": [50, 20, 6, 1], "alpha": 0.0},
     examples=({"counts": [50, 20, 6, 1]}, {"counts": [50, 20, 6, 0], "alpha": 0.25, "shift": False}),
 )
@@ -61,9 +53,11 @@ class PowerLawDecayLoss(Objective):
         None, unless ``counts`` is ``None``: then the counts, set by the ``fit`` event.
 
     Use when:
-        Rare tokens and diversity matter more than perplexity.
+        A causal language model whose text is dull is fine-tuned, and token counts are known; begin with a small alpha.
+        Rare words gain in the language-model suite.
     Avoid when:
-        Perplexity is what you are judged by: frequent tokens are given up for rare ones. Small ``alpha`` is milder.
+        You are judged by perplexity or by frequent words: the language-model suite shows both worse. Under gradient
+        accumulation the batch's own denominator is not the global one.
 
     Deviations:
         ``eps`` defaults to 1. Under accumulation the batch's own denominator is not the global one: train through an
@@ -177,14 +171,6 @@ class PowerLawDecayLoss(Objective):
         "Padding is left out of sequence means.",
         "The same formula in training and evaluation; components() has the plain loss beside it.",
     ),
-    use_when=(
-        "A dialogue model that repeats itself is trained, and tokens or whole sequences that it already knows should "
-        "be turned down (the paper's setting)."
-    ),
-    avoid_when=(
-        "The task is general language modelling: no gain for rare words over cross-entropy in the language-model "
-        "suite. Text is noisy: what the model gets wrong is favoured."
-    ),
     examples=({}, {"level": "sequence"}, {"shift": False}),
 )
 @final
@@ -202,9 +188,11 @@ class TLDRLoss(Objective):
         None.
 
     Use when:
-        Dialogue models repeat themselves (the paper's setting).
+        A dialogue model that repeats itself is trained, and tokens or whole sequences that it already knows should be
+        turned down (the paper's setting).
     Avoid when:
-        Terms are noisy: like focal, it favours what the model gets wrong.
+        The task is general language modelling: no gain for rare words over cross-entropy in the language-model suite.
+        Text is noisy: what the model gets wrong is favoured.
 
     Deviations:
         Padding is left out of sequence means; evaluation uses the same formula as training.

@@ -37,14 +37,6 @@ _PROXIES = [[1.0, 0.25, -0.5], [-0.5, 1.0, 0.125], [0.25, -1.0, 0.75], [-0.25, 0
         "A sample never pairs with itself, also where a given mask or index list says so.",
         "sample_weight, masks and groups act on anchors; integer weights equal copies.",
     ),
-    use_when=(
-        "Retrieval or verification with several samples per class in a batch, and budget to tune gamma. At a moderate "
-        "gamma the retrieval suite shows a gain over the pair loss without weights."
-    ),
-    avoid_when=(
-        "Batches have one sample per class: every anchor drops out. Classes are few and fixed: a classifier is "
-        "simpler. Gamma is large: the retrieval suite shows no gain."
-    ),
     neutral=None,
     examples=(
         {},
@@ -77,10 +69,11 @@ class CircleLoss(Objective):
         None; ``m`` and ``gamma`` may be schedules.
 
     Use when:
-        Retrieval or verification with labelled batches that hold several samples per class.
+        Retrieval or verification with several samples per class in a batch, and budget to tune gamma. At a moderate
+        gamma the retrieval suite shows a gain over the pair loss without weights.
     Avoid when:
-        Batches have one sample per class (every anchor drops out), or classes are few and fixed (a classifier is
-        simpler).
+        Batches have one sample per class: every anchor drops out. Classes are few and fixed: a classifier is simpler.
+        Gamma is large: the retrieval suite shows no gain.
 
     Deviations:
         None in value where embeddings are not 0. Anchors without a positive or a negative, and those whose loss has
@@ -155,14 +148,6 @@ class CircleLoss(Objective):
         "reduction": ("'mean'", "published implementations"),
     },
     deviations=("A zero embedding has similarity 0 to every class and no gradient.",),
-    use_when=(
-        "Faces and other identities: all classes are known in training, a learned proxy of each fits in memory, and "
-        "embeddings are compared at test time."
-    ),
-    avoid_when=(
-        "Classes are too many for proxies, or change: take pairs. No embeddings are compared: softmax cross-entropy "
-        "needs no margin and no scale."
-    ),
     neutral=None,
     examples=(
         {"num_classes": 4, "embedding_dim": 3, "proxies": _PROXIES, "gamma": 8.0},
@@ -189,9 +174,11 @@ class CircleClassificationLoss(Objective):
         proxies are ordinary parameters: give ``loss.parameters()`` to the optimizer and save the loss with the model.
 
     Use when:
-        Faces and other identities: every class is known in training, and embeddings are compared at test time.
+        Faces and other identities: all classes are known in training, a learned proxy of each fits in memory, and
+        embeddings are compared at test time.
     Avoid when:
-        Classes are so many that their proxies do not fit, or change: then pairs (:class:`CircleLoss`).
+        Classes are too many for proxies, or change: take pairs. No embeddings are compared: softmax cross-entropy needs
+        no margin and no scale.
 
     Deviations:
         None.

@@ -36,14 +36,6 @@ from .registry import method
         "that: Objective(BinaryCrossEntropy(shift=0.05), AsymmetricFocal(4, 1))).",
         "Finite in every dtype and for exponents between 0 and 1; the grad mode is left alone; nothing is cached.",
     ),
-    use_when=(
-        "Multi-label data with few positives and very many negatives per sample, of which some are unlabelled "
-        "positives that the clip should ignore."
-    ),
-    avoid_when=(
-        "Probabilities have to be calibrated, or confident false positives matter. The multi-label suite shows no gain "
-        "in average precision over binary cross-entropy; adjusting for priors gains there."
-    ),
     neutral={"gamma_neg": 0.0, "gamma_pos": 0.0},
     examples=(
         {},
@@ -71,10 +63,11 @@ class AsymmetricLoss(Objective):
         :class:`~reweigh.weighting.AdaptiveAsymmetricFocal`.
 
     Use when:
-        A sample has few positive labels and very many negative ones.
+        Multi-label data with few positives and very many negatives per sample, of which some are unlabelled positives
+        that the clip should ignore.
     Avoid when:
-        Every wrong negative matters: under ``clip`` the loss of a confident false positive is bounded (2.44 with the
-        defaults) and its gradient vanishes, which is meant for missing labels. ``clip=0`` turns that off.
+        Probabilities have to be calibrated, or confident false positives matter. The multi-label suite shows no gain in
+        average precision over binary cross-entropy; adjusting for priors gains there.
 
     Deviations:
         ``mean`` over valid terms instead of a sum; no eps clamp; two separate terms for a soft label.
@@ -138,14 +131,6 @@ class AsymmetricLoss(Objective):
         "reduction": ("'mean'", "authors' code"),
     },
     deviations=("ignore_index and masks, which the authors' class lacks; finite for exponents between 0 and 1.",),
-    use_when=(
-        "A single-label classifier is trained with label smoothing, and classes that are already ruled out should get "
-        "less of it."
-    ),
-    avoid_when=(
-        "Label smoothing is 0: the exponent on the other classes does nothing, and this is softmax focal loss, or "
-        "cross-entropy where the exponent on the target is 0."
-    ),
     neutral={"gamma_neg": 0.0, "gamma_pos": 0.0},
     examples=({}, {"gamma_neg": 2.0, "gamma_pos": 0.5, "label_smoothing": 0.3}, {"label_smoothing": 0.0}),
 )
@@ -168,10 +153,11 @@ class AsymmetricSingleLabelLoss(Objective):
         None. The exponents may be schedules.
 
     Use when:
-        You train a single-label classifier with label smoothing and want less of it on classes already ruled out.
+        A single-label classifier is trained with label smoothing, and classes that are already ruled out should get
+        less of it.
     Avoid when:
-        ``label_smoothing`` is 0: then ``gamma_neg`` has no effect, and this is
-        :class:`~reweigh.losses.FocalLoss` with ``gamma_pos`` (plain cross-entropy for 0).
+        Label smoothing is 0: the exponent on the other classes does nothing, and this is softmax focal loss, or cross-
+        entropy where the exponent on the target is 0.
 
     Deviations:
         None in value; see the record for what is added.

@@ -44,14 +44,6 @@ EVEN = [1.0, 1.0, 1.0, 1.0]
         "A class without a target element in its set is left out of the mean; MONAI keeps it with a loss near 1.",
         "smooth_nr above smooth_dr is refused: it makes the loss of small sets negative.",
     ),
-    use_when=(
-        "Segmentation of a region that is small against its surroundings and judged by overlap, usually as a sum with "
-        "cross-entropy."
-    ),
-    avoid_when=(
-        "Probabilities have to be calibrated, or labels are soft. In the token-tagging suite dice alone is clearly "
-        "worse than cross-entropy, and the sum of both shows no gain."
-    ),
     neutral={"class_weight": EVEN},
     examples=(
         {},
@@ -76,9 +68,11 @@ class DiceLoss(Objective):
         None, unless ``class_weight`` is a name such as ``"balanced"``: then the class counts, set by the ``fit`` event.
 
     Use when:
-        The region is small against its surroundings and overlap is what you are judged by.
+        Segmentation of a region that is small against its surroundings and judged by overlap, usually as a sum with
+        cross-entropy.
     Avoid when:
-        Probabilities have to be calibrated, or labels are soft: dice is least at a hard answer, not at p = y.
+        Probabilities have to be calibrated, or labels are soft. In the token-tagging suite dice alone is clearly worse
+        than cross-entropy, and the sum of both shows no gain.
 
     Deviations:
         A class that its set lacks is left out (``empty``), and ``smooth_nr`` may not exceed ``smooth_dr``.
@@ -159,14 +153,6 @@ class DiceLoss(Objective):
         "A class without a target element in its set is left out of the mean.",
         "gamma applies to each class's loss, as in the focal Tversky paper, not to their mean.",
     ),
-    use_when=(
-        "Segmentation in which missing a small structure is worse than a false alarm, or the other way round, and two "
-        "factors can say by how much."
-    ),
-    avoid_when=(
-        "You report dice or Jaccard: train that, with both factors one half or 1. Probabilities have to be calibrated: "
-        "cross-entropy does more for them."
-    ),
     neutral={"gamma": 1.0, "class_weight": EVEN},
     examples=(
         {},
@@ -193,9 +179,11 @@ class TverskyLoss(Objective):
         As :class:`DiceLoss`; ``gamma`` may be a schedule.
 
     Use when:
-        Missing a small structure is worse than a false alarm (``beta > alpha``), or the other way round.
+        Segmentation in which missing a small structure is worse than a false alarm, or the other way round, and two
+        factors can say by how much.
     Avoid when:
-        You report dice or Jaccard: then take what you report.
+        You report dice or Jaccard: train that, with both factors one half or 1. Probabilities have to be calibrated:
+        cross-entropy does more for them.
 
     Deviations:
         As :class:`DiceLoss`; and the power of the focal form is per class, not of the mean.
@@ -284,14 +272,6 @@ class TverskyLoss(Objective):
         "where its size depends on the volumes. With smoothing 0 they are the same.",
         "A set without any target element has equal class factors; MONAI gives it loss 0.",
     ),
-    use_when=(
-        "Multi-class segmentation whose classes differ in volume by orders of magnitude, each of them there in most "
-        "samples, judged by overlap."
-    ),
-    avoid_when=(
-        "A class has a few elements in some samples and many in others: the inverse square follows the few. Mean dice "
-        "over classes is steadier."
-    ),
     examples=({}, {"over": "batch", "activation": "sigmoid"}, {"power": 1.0, "empty": "skip", "smooth_nr": 0.0}),
 )
 @final
@@ -312,9 +292,11 @@ class GeneralizedDiceLoss(Objective):
         None.
 
     Use when:
-        Classes differ in volume by orders of magnitude and each is there in most samples.
+        Multi-class segmentation whose classes differ in volume by orders of magnitude, each of them there in most
+        samples, judged by overlap.
     Avoid when:
-        A class has a few elements in some samples and many in others: the inverse square follows the few.
+        A class has a few elements in some samples and many in others: the inverse square follows the few. Mean dice
+        over classes is steadier.
 
     Deviations:
         Smoothing is per class, and a set without any target element still has a loss.
@@ -392,13 +374,6 @@ class GeneralizedDiceLoss(Objective):
         "with focus, and the unsquared multi-class one divides each example by the whole batch.",
         "The factor is computed in log space: finite at p = 1, where the authors' code returns NaN.",
     ),
-    use_when=(
-        "Tokens or texts with very many easy negatives, judged by F1 (the paper's setting), with an alpha well below 1."
-    ),
-    avoid_when=(
-        "Probabilities have to be calibrated, or alpha is near 1, where training stalls. Tuning the decision threshold "
-        "of cross-entropy is the simpler first step towards F1."
-    ),
     examples=({}, {"alpha": 0.0, "square": False}, {"alpha": 0.1, "smooth": 0.5}),
 )
 @final
@@ -419,9 +394,10 @@ class SelfAdjustingDiceLoss(Objective):
         None.
 
     Use when:
-        Tokens or texts with very many easy negatives, judged by F1 (the paper's setting).
+        Tokens or texts with very many easy negatives, judged by F1 (the paper's setting), with an alpha well below 1.
     Avoid when:
-        Probabilities have to be calibrated: the loss is bounded and its least p is 1 / (1 + alpha).
+        Probabilities have to be calibrated, or alpha is near 1, where training stalls. Tuning the decision threshold of
+        cross-entropy is the simpler first step towards F1.
 
     Deviations:
         Per example throughout; finite where the authors' code is not.
@@ -476,14 +452,6 @@ class SelfAdjustingDiceLoss(Objective):
         "Probabilities are not clipped: logarithms are exact, and the power of the Tversky part is held at the dtype's "
         "eps (LossPower).",
     ),
-    use_when=(
-        "Medical images with small foreground and a background class 0, where a focal cross-entropy and a focal "
-        "Tversky loss should share a few hyper-parameters."
-    ),
-    avoid_when=(
-        "There is no background class 0. Cross-entropy plus dice is the simpler sum to beat, with one factor instead "
-        "of exponents."
-    ),
     examples=({}, {"symmetric": True, "over": "batch"}, {"lam": 0.3, "delta": 0.8, "gamma": 0.2, "empty": "skip"}),
 )
 @final
@@ -505,9 +473,11 @@ class UnifiedFocalLoss(Objective):
         None; ``gamma`` may be a schedule.
 
     Use when:
-        Small foreground in medical images (the paper's setting), with fewer knobs than two losses have.
+        Medical images with small foreground and a background class 0, where a focal cross-entropy and a focal Tversky
+        loss should share a few hyper-parameters.
     Avoid when:
-        There is no background class 0.
+        There is no background class 0. Cross-entropy plus dice is the simpler sum to beat, with one factor instead of
+        exponents.
 
     Deviations:
         Any number of classes, and no clipping of probabilities.

@@ -65,8 +65,11 @@ def reference(name):
 
 
 def advice(registry, name):
-    record = registry.record(name)
-    return record.use_when, record.avoid_when
+    """The two sections of the class's docstring, each as one line."""
+    doc = inspect.cleandoc(registry.get(name).__doc__)
+    return tuple(
+        " ".join(re.search(rf"^{title}:\n((?: +.+\n)+)", doc, re.M)[1].split()) for title in ("Use when", "Avoid when")
+    )
 
 
 @pytest.mark.parametrize("name", weighting.available())

@@ -48,14 +48,6 @@ def example_numbers(batch: int, seed: int, dtype: torch.dtype) -> Tensor:
         "K / 2 is not rounded down, so that an odd number of steps gives the paper's formula.",
         "Computed from logarithms: a batch in which every weight of the authors' code rounds to 0 is not 0 / 0.",
     ),
-    use_when=(
-        "Adversarial training of a model too small to fit every attacked sample, with an attack that reports in how "
-        "many steps each sample crossed the boundary."
-    ),
-    avoid_when=(
-        "Robustness is measured by attacks stronger than that of training, under which it can lose what it gained. "
-        "Labels are noisy: wrong labels cross first."
-    ),
     neutral={"shift": math.inf},
     examples=({}, {"num_steps": 7, "shift": 2.0}),
 )
@@ -79,10 +71,11 @@ class GAIRAT(Weighting):
         sixty epochs of plain training (at 100 all weights are 1).
 
     Use when:
-        Adversarial training of a model that is too small to fit every attacked sample.
+        Adversarial training of a model too small to fit every attacked sample, with an attack that reports in how many
+        steps each sample crossed the boundary.
     Avoid when:
-        Robustness is measured by strong attacks: gains under the training attack can come with losses under others.
-        Labels are noisy: wrong labels cross first.
+        Robustness is measured by attacks stronger than that of training, under which it can lose what it gained. Labels
+        are noisy: wrong labels cross first.
 
     Deviations:
         K / 2 is not rounded down; no 0 / 0.
@@ -140,14 +133,6 @@ class GAIRAT(Weighting):
         "gamma and beta are not verified against the paper; those of the authors' script are gamma=1.0, beta=-1.5.",
         "Scaled to mean 1; the authors' code multiplies the sigmoid by 3 instead.",
     ),
-    use_when=(
-        "Adversarial training of a small model in which samples near the boundary should count more, measured by a "
-        "smooth probability margin instead of counted attack steps."
-    ),
-    avoid_when=(
-        "Robustness is measured by attacks other than that of training, or labels are noisy, with the lowest margins "
-        "of all. The defaults are not verified: tune them against equal weights."
-    ),
     neutral={"gamma": 0.0},
     examples=({}, {"gamma": 5.0, "beta": 0.05}),
 )
@@ -171,10 +156,11 @@ class MAIL(Weighting):
         authors' 75 epochs of plain training.
 
     Use when:
-        As for :class:`GAIRAT`, of which it is the form without counted steps: margins are smooth and do not depend on
-        the attack's path.
+        Adversarial training of a small model in which samples near the boundary should count more, measured by a smooth
+        probability margin instead of counted attack steps.
     Avoid when:
-        As there: attacks other than that of training, and noisy labels.
+        Robustness is measured by attacks other than that of training, or labels are noisy, with the lowest margins of
+        all. The defaults are not verified: tune them against equal weights.
 
     Deviations:
         The defaults are not verified (see the record); scaled to mean 1 instead of times 3.
@@ -228,14 +214,6 @@ class MAIL(Weighting):
         "variants) pair and decrease in the safety margin. Here: a softmax of minus margin over temperature.",
         "Mean 1 within each pair, so that pairs keep their weight against one another.",
     ),
-    use_when=(
-        "Several attacks or radii are trained on together, and weight should move between the variants of one sample, "
-        "not between samples."
-    ),
-    avoid_when=(
-        "There is one attack per sample and nothing beside it: all weights are 1. The functional form is not verified "
-        "against the paper; compare with adversarial training without weights."
-    ),
     neutral={"temperature": 1e12},
     examples=({}, {"temperature": 0.2}),
 )
@@ -258,9 +236,11 @@ class LRAT(Weighting):
         None; ``update_on = "never"``. All members of a pair belong in one batch; ``temperature`` may be a schedule.
 
     Use when:
-        Several attacks (or radii) are trained on together and should share what one sample is worth.
+        Several attacks or radii are trained on together, and weight should move between the variants of one sample, not
+        between samples.
     Avoid when:
-        There is one attack per sample, without the natural one: all weights are 1.
+        There is one attack per sample and nothing beside it: all weights are 1. The functional form is not verified
+        against the paper; compare with adversarial training without weights.
 
     Deviations:
         The functional form is not verified, and ours (see the record).
@@ -328,14 +308,6 @@ class LRAT(Weighting):
         "Held at 0 from below and rescaled to sum C, where a large strength makes the authors' weights negative.",
         "Similarities are running sums, added over ranks; the authors keep every sample's probabilities.",
     ),
-    use_when=(
-        "Adversarial training judged by its worst class, with class probabilities of attacked samples at hand and an "
-        "attack radius that may differ between classes."
-    ),
-    avoid_when=(
-        "Classes are imbalanced, since it looks at probabilities and not at counts. The attack radius has to stay as "
-        "it is: then only half of the method is left."
-    ),
     neutral={"num_classes": 4, "strength": 0.0},
     examples=(
         {"num_classes": 4, "warmup": 1},
@@ -366,10 +338,11 @@ class DAFA(Weighting):
         sets them from a matrix of your own.
 
     Use when:
-        Adversarial training, judged by its worst class.
+        Adversarial training judged by its worst class, with class probabilities of attacked samples at hand and an
+        attack radius that may differ between classes.
     Avoid when:
-        Classes are imbalanced: it looks at probabilities, not at counts. The attack's radius must stay what it is: then
-        only half of the method is left.
+        Classes are imbalanced, since it looks at probabilities and not at counts. The attack radius has to stay as it
+        is: then only half of the method is left.
 
     Deviations:
         Ties exchange nothing; never negative.

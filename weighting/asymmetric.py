@@ -46,14 +46,6 @@ def _focus(owner: Weighting, terms: LossTerms, gamma_neg: Hyper, gamma_pos: Hype
         "Powers are taken in log space: finite gradients for exponents between 0 and 1, where the authors' are NaN.",
         "The grad mode is left alone; the authors' detach switch turns recording back on inside no_grad.",
     ),
-    use_when=(
-        "A sigmoid criterion on multi-label data with few positives and very many negatives per sample, where "
-        "asymmetric focusing is to be combined with other weights."
-    ),
-    avoid_when=(
-        "Positives and negatives are about as many: it is then focal loss. The multi-label suite shows no gain of the "
-        "asymmetric loss over binary cross-entropy, and much worse calibration."
-    ),
     neutral={"gamma_neg": 0.0, "gamma_pos": 0.0},
     examples=({}, {"gamma_neg": 2.0, "gamma_pos": 0.5, "detach": False}),
 )
@@ -75,9 +67,11 @@ class AsymmetricFocal(Weighting):
         None; ``update_on = "never"``. Both exponents may be schedules.
 
     Use when:
-        Multi-label data in which a sample has few positive labels and very many negative ones.
+        A sigmoid criterion on multi-label data with few positives and very many negatives per sample, where asymmetric
+        focusing is to be combined with other weights.
     Avoid when:
-        Positives and negatives are about as many: this is focal loss with another name then.
+        Positives and negatives are about as many: it is then focal loss. The multi-label suite shows no gain of the
+        asymmetric loss over binary cross-entropy, and much worse calibration.
 
     Deviations:
         Values equal the authors'; gradients are finite where theirs are NaN.
@@ -135,14 +129,6 @@ class AsymmetricFocal(Weighting):
         "Committed once per optimizer step over all micro-batches and ranks, not per batch.",
         "A step without a positive or without a negative changes nothing.",
     ),
-    use_when=(
-        "Multi-label data with very many negatives per sample, where the exponent on negatives should follow the gap "
-        "between positive and negative probabilities instead of being tuned."
-    ),
-    avoid_when=(
-        "Many positives are unlabelled: they keep the gap from closing, and the exponent rises to its bound. Where a "
-        "few runs can be paid for, a fixed asymmetric exponent is simpler."
-    ),
     neutral={"gamma_neg": 0.0, "gamma_pos": 0.0, "step_size": 0.0},
     examples=({"step_size": 0.5}, {"gamma_neg": 1.0, "target_gap": 0.2, "step_size": 0.5, "detach": False}),
 )
@@ -168,9 +154,11 @@ class AdaptiveAsymmetricFocal(Weighting):
         forwards into pending sums, adds them over ranks and commits at every optimizer step.
 
     Use when:
-        Multi-label data for which you do not want to tune ``gamma_neg``.
+        Multi-label data with very many negatives per sample, where the exponent on negatives should follow the gap
+        between positive and negative probabilities instead of being tuned.
     Avoid when:
-        Many labels are missing: negatives that are positives in truth keep the gap from closing.
+        Many positives are unlabelled: they keep the gap from closing, and the exponent rises to its bound. Where a few
+        runs can be paid for, a fixed asymmetric exponent is simpler.
 
     Deviations:
         Once per optimizer step. The sign is the one that closes the gap.

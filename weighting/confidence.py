@@ -129,14 +129,6 @@ def power_loss(log_pt: Tensor, k: float | Tensor) -> Tensor:
         "No clamp of p: codes that hold it at 1e-7 give the worst terms no gradient, and lose digits at small q.",
         "The paper's truncation (pruning terms with p below k) is not part of it.",
     ),
-    use_when=(
-        "An unknown share of labels is wrong and cross-entropy learns them by heart; as a weight, the power of p "
-        "combines with class or sample weights."
-    ),
-    avoid_when=(
-        "Classes are many, or a weak group counts: in the shortcut suite a large q loses the worst group almost "
-        "wholly. The noisy-label suite shows no certain gain over cross-entropy."
-    ),
     neutral={"q": 0.0},
     examples=({}, {"q": 0.1}, {"q": 1.0}),
 )
@@ -156,9 +148,11 @@ class GeneralizedCrossEntropy(Confidence):
         None; ``update_on = "never"``. ``q`` may be a schedule, through 0 as well.
 
     Use when:
-        Labels are noisy, and cross-entropy learns them by heart.
+        An unknown share of labels is wrong and cross-entropy learns them by heart; as a weight, the power of p combines
+        with class or sample weights.
     Avoid when:
-        Classes are many or the data hard: at large ``q`` terms that start with a small p are hardly learned.
+        Classes are many, or a weak group counts: in the shortcut suite a large q loses the worst group almost wholly.
+        The noisy-label suite shows no certain gain over cross-entropy.
 
     Deviations:
         p is not clamped; no truncation.
@@ -198,14 +192,6 @@ class GeneralizedCrossEntropy(Confidence):
     venue="arXiv 2508.05629, 2025",
     official="yongliang-wu/DFT verl/verl/trainer/fsdp_dft_trainer.py",
     defaults={},
-    use_when=(
-        "A pre-trained language model is fine-tuned on answers of which some tokens are alien to it, and it should not "
-        "forget for their sake."
-    ),
-    avoid_when=(
-        "Training starts from nothing, or answers hold new knowledge: p is small where there is most to learn. Its "
-        "gradient is that of mean absolute error, which the noisy-label suite shows far behind cross-entropy."
-    ),
     examples=({},),
 )
 @final
@@ -224,10 +210,11 @@ class DFT(Confidence):
         None; ``update_on = "never"``.
 
     Use when:
-        A language model is fine-tuned on answers of which some tokens are alien to it, and it should not forget for
-        their sake; labels are very noisy.
+        A pre-trained language model is fine-tuned on answers of which some tokens are alien to it, and it should not
+        forget for their sake.
     Avoid when:
-        Training starts from nothing, or the answers hold new knowledge: then p is small where there is most to learn.
+        Training starts from nothing, or answers hold new knowledge: p is small where there is most to learn. Its
+        gradient is that of mean absolute error, which the noisy-label suite shows far behind cross-entropy.
 
     Deviations:
         None: a detached p on each token's cross-entropy.
@@ -272,14 +259,6 @@ class DFT(Confidence):
         "tau < 1 has no largest weight: it is held at bound, and the loss goes on along its tangent (in log p) from "
         "there, so that closed form and weight stay one loss.",
     ),
-    use_when=(
-        "One exponent on a weight should lead from hard mining (below 1) through cross-entropy (1) to mean absolute "
-        "error (2), in a product with other weightings."
-    ),
-    avoid_when=(
-        "The exponent is below 1 and any label may be wrong: that term then owns the batch. Near 2 with many classes, "
-        "terms with a small probability are hardly learned."
-    ),
     neutral={"tau": 1.0},
     examples=({"tau": 0.5}, {"tau": 0.0, "bound": 1e4}, {"tau": 1.7}),
 )
@@ -302,9 +281,11 @@ class CompSum(Confidence):
         None; ``update_on = "never"``. ``tau`` may be a schedule, through 1 as well.
 
     Use when:
-        One knob from hard mining (below 1) to noise robustness (above 1) is wanted.
+        One exponent on a weight should lead from hard mining (below 1) through cross-entropy (1) to mean absolute error
+        (2), in a product with other weightings.
     Avoid when:
-        ``tau < 1`` and any label may be wrong: that label then owns the batch. Clip the weights, or stay above 1.
+        The exponent is below 1 and any label may be wrong: that term then owns the batch. Near 2 with many classes,
+        terms with a small probability are hardly learned.
 
     Deviations:
         Weights of ``tau < 1`` are held at ``bound``; the loss is linear in log p beyond.
@@ -364,14 +345,6 @@ class CompSum(Confidence):
         "floor": ("1e-4", "the code's clamp of a one-hot label; any A = -log(floor) can be had"),
     },
     deviations=("No clamp of p at 1e-7, with which the code's sum over classes is a little above 1 - p.",),
-    use_when=(
-        "Labels are noisy, some pull on hard terms has to stay, and the sum of a constant and a multiple of p is "
-        "wanted as a weight among others."
-    ),
-    avoid_when=(
-        "The learning rate is tuned for cross-entropy and may not be changed: default weights are far above 1. The "
-        "noisy-label suite shows no certain gain over cross-entropy."
-    ),
     neutral={"alpha": 1.0, "beta": 0.0},
     examples=({}, {"alpha": 6.0, "beta": 0.1}, {"floor": 0.0183}),
 )
@@ -391,9 +364,11 @@ class SymmetricCrossEntropy(Confidence):
         None; ``update_on = "never"``. ``alpha`` and ``beta`` may be schedules.
 
     Use when:
-        Labels are noisy, and some pull on hard terms has to stay (``alpha``).
+        Labels are noisy, some pull on hard terms has to stay, and the sum of a constant and a multiple of p is wanted
+        as a weight among others.
     Avoid when:
-        The learning rate is tuned for cross-entropy and not to be touched: the defaults weigh up to 9.3.
+        The learning rate is tuned for cross-entropy and may not be changed: default weights are far above 1. The noisy-
+        label suite shows no certain gain over cross-entropy.
 
     Deviations:
         p is not clamped.

@@ -25,14 +25,6 @@ from .terms import LossTerms
         "The power is taken in log space with the criterion's exact log(1 - p_t) where it has one, so gradients stay "
         "finite for 0 < gamma < 1 on saturated terms, where the common implementations return NaN.",
     ),
-    use_when=(
-        "Very many easy negatives drown the rest, as in dense detection, or a classifier trained on clean labels is "
-        "over-confident; composes with class weights."
-    ),
-    avoid_when=(
-        "Labels are noisy: wrong labels are the hardest terms. The tail of a long-tailed problem is the aim: the "
-        "long-tail suites show no certain gain there, but clear ones of class weights and logit adjustment."
-    ),
     neutral={"gamma": 0.0},
     examples=({}, {"gamma": 0.5}, {"gamma": 2.0, "detach": True}),
 )
@@ -53,10 +45,11 @@ class Focal(Weighting):
         None; ``update_on = "never"``. ``gamma`` may be a schedule.
 
     Use when:
-        Very many easy negatives drown the rest, as in dense detection.
+        Very many easy negatives drown the rest, as in dense detection, or a classifier trained on clean labels is over-
+        confident; composes with class weights.
     Avoid when:
-        Labels are noisy: wrong labels are the hardest terms. Long-tailed classification alone: class priors do far
-        more (see the benchmark).
+        Labels are noisy: wrong labels are the hardest terms. The tail of a long-tailed problem is the aim: the long-
+        tail suites show no certain gain there, but clear ones of class weights and logit adjustment.
 
     Deviations:
         Values equal the paper's; gradients are finite where the usual code has NaN (0 < gamma < 1, p = 1).
@@ -112,14 +105,6 @@ class Focal(Weighting):
         "A class without terms in the batch keeps its running loss; the authors' mean over the batch never lacks one, "
         "because every sample has a term for every label.",
     ),
-    use_when=(
-        "Multi-label data in which a few labels own the loss and all can be learned: each label's share is balanced by "
-        "its running mean loss."
-    ),
-    avoid_when=(
-        "Some labels cannot be learned: a high loss keeps their weight low, which hides them, while nearly solved "
-        "labels gain weight. Weights by counts have no such feedback."
-    ),
     neutral={"num_classes": 4, "to": "mean", "eps": 1e12},
     examples=({"num_classes": 4}, {"num_classes": 4, "to": "mean", "smoothing": 0.5}),
 )
@@ -146,10 +131,11 @@ class InverseClassLoss(Weighting):
         value.
 
     Use when:
-        Multi-label data in which a few labels own the loss.
+        Multi-label data in which a few labels own the loss and all can be learned: each label's share is balanced by
+        its running mean loss.
     Avoid when:
-        Some labels cannot be learned: their loss stays high and their weight low, which hides them; and labels that
-        are nearly solved get large weights.
+        Some labels cannot be learned: a high loss keeps their weight low, which hides them, while nearly solved labels
+        gain weight. Weights by counts have no such feedback.
 
     Deviations:
         Updated once per optimizer step and only in training, not in every forward.
@@ -246,14 +232,6 @@ class InverseClassLoss(Weighting):
         "Counted over the batch, not per image.",
         "Equal losses share what is left for them, so the weights do not depend on the order of terms.",
     ),
-    use_when=(
-        "Background is nearly everything, as with detection anchors, rare pixels or rare labels, and a fixed number of "
-        "negatives per positive says enough."
-    ),
-    avoid_when=(
-        "Positives may be unlabelled: they are the hardest negatives, and are kept. Under a plain mean the dropped "
-        "negatives stay in the denominator; take the weighted mean."
-    ),
     neutral={"minimum": 1_000_000},
     examples=({"ratio": 1.0}, {"ratio": 0.3}, {"ratio": 0.0, "minimum": 2}),
 )
@@ -278,10 +256,11 @@ class HardNegatives(Weighting):
         None; ``update_on = "never"``. Looks at the batch it is given, so micro-batches select their own negatives.
 
     Use when:
-        Background is nearly everything: detection anchors, rare pixels, rare labels.
+        Background is nearly everything, as with detection anchors, rare pixels or rare labels, and a fixed number of
+        negatives per positive says enough.
     Avoid when:
-        Labels are noisy: unlabelled positives are the hardest negatives. Under ``reduction="mean"`` dropped negatives
-        stay in the denominator; ``weighted_mean`` divides by what is kept.
+        Positives may be unlabelled: they are the hardest negatives, and are kept. Under a plain mean the dropped
+        negatives stay in the denominator; take the weighted mean.
 
     Deviations:
         Per batch, not per image; ties share.

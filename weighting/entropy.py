@@ -28,14 +28,6 @@ TOP = 20
         "Fewer than 20 classes are no error: all are looked at.",
         "scale=None is ours: the largest entropy there can be.",
     ),
-    use_when=(
-        "A model that knows much is fine-tuned on little text and must not forget: tokens of which it is sure, whether "
-        "right or wrong, are turned down."
-    ),
-    avoid_when=(
-        "The model is confidently wrong and training is meant to mend that. In training from nothing, where entropy is "
-        "high everywhere, it is nearly plain cross-entropy."
-    ),
     neutral={"alpha": 0.0},
     examples=({}, {"alpha": 0.5, "scale": 1.0}, {"scale": None}),
 )
@@ -55,10 +47,11 @@ class EntropyAdaptive(Weighting):
         None; ``update_on = "never"``. ``alpha`` may be a schedule.
 
     Use when:
-        A model that knows much is fine-tuned on little, and must not forget: confident conflicts with the new text are
-        where it does.
+        A model that knows much is fine-tuned on little text and must not forget: tokens of which it is sure, whether
+        right or wrong, are turned down.
     Avoid when:
-        The model is confidently wrong, and that is what training is for.
+        The model is confidently wrong and training is meant to mend that. In training from nothing, where entropy is
+        high everywhere, it is nearly plain cross-entropy.
 
     Deviations:
         Fewer classes than 20 are allowed, for which ``scale=None`` is meant.
@@ -121,14 +114,6 @@ class EntropyAdaptive(Weighting):
         "The mean is this rank's (.gathered() takes the joined batch's); the authors average the ranks' inverse means.",
         "Probabilities are not held at 1e-8 from below.",
     ),
-    use_when=(
-        "Language-model pre-training in which frequent, easy tokens make the gradient: entropy decides and not the "
-        "label, so several likely next words are no error."
-    ),
-    avoid_when=(
-        "Text is noisy: where nothing can be learned the entropy, and with it the weight, stays large. Plain "
-        "cross-entropy does not favour such tokens."
-    ),
     neutral={"gamma": 0.0},
     examples=({}, {"gamma": 2.0}),
 )
@@ -147,10 +132,11 @@ class MiLe(Weighting):
         None; ``update_on = "never"``. ``gamma`` may be a schedule.
 
     Use when:
-        Pre-training: frequent, easy tokens make the gradient. Unlike focal it does not look at the label, so several
-        likely words do not count as an error.
+        Language-model pre-training in which frequent, easy tokens make the gradient: entropy decides and not the label,
+        so several likely next words are no error.
     Avoid when:
-        Text is noisy: where nothing is to be learned the entropy stays large.
+        Text is noisy: where nothing can be learned the entropy, and with it the weight, stays large. Plain cross-
+        entropy does not favour such tokens.
 
     Deviations:
         The mean is over terms that count, on this rank; ``.gathered()`` makes it that of all ranks.

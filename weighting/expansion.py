@@ -28,14 +28,6 @@ def _log_per_rest(log_pt: Tensor) -> Tensor:
     venue="IJCAI 2020",
     defaults={"order": ("2", "the shortest series that is neither end of the family; the paper tunes it, 2 to 6")},
     deviations=("The series is summed by Horner's rule and the weight in closed form; no clamp of p.",),
-    use_when=(
-        "Labels are noisy, classes few, and a weight with one whole number between mean absolute error and "
-        "cross-entropy is all you want to tune."
-    ),
-    avoid_when=(
-        "Classes are many: at a small p the weight is only the order times p, and learning stalls. The noisy-label "
-        "suite shows it worse than cross-entropy."
-    ),
     examples=({}, {"order": 1}, {"order": 6}),
 )
 @final
@@ -54,9 +46,11 @@ class Taylor(Confidence):
         None; ``update_on = "never"``.
 
     Use when:
-        Labels are noisy and one whole number between mean absolute error and cross-entropy is enough to tune.
+        Labels are noisy, classes few, and a weight with one whole number between mean absolute error and cross-entropy
+        is all you want to tune.
     Avoid when:
-        Classes are very many: terms start at p near 0, where the weight is only ``order`` times p.
+        Classes are many: at a small p the weight is only the order times p, and learning stalls. The noisy-label suite
+        shows it worse than cross-entropy.
 
     Deviations:
         p is not clamped.
@@ -103,14 +97,6 @@ class Taylor(Confidence):
         "gamma": ("0.0", "paper: Poly-1 of cross-entropy; its detection experiments have focal's gamma"),
     },
     deviations=("epsilon below -1 is refused: terms that are nearly right would be pushed back.",),
-    use_when=(
-        "Cross-entropy or focal loss works and one number can be tuned on top of it: positive against "
-        "under-confidence, negative against over-confidence."
-    ),
-    avoid_when=(
-        "There is no budget to tune: the right sign depends on the task, and 0 is plain cross-entropy. It knows no "
-        "class counts, so it is no remedy for rare classes."
-    ),
     neutral={"epsilon": 0.0},
     examples=({}, {"epsilon": -1.0}, {"epsilon": 2.0, "gamma": 2.0}, {"epsilon": -1.0, "gamma": 0.5}),
 )
@@ -135,10 +121,11 @@ class Poly(Confidence):
         None; ``update_on = "never"``. ``epsilon`` and ``gamma`` may be schedules.
 
     Use when:
-        Cross-entropy works, and one number is to be tuned: positive where the model is under-confident (ImageNet),
-        negative where it is over-confident (detection, imbalance).
+        Cross-entropy or focal loss works and one number can be tuned on top of it: positive against under-confidence,
+        negative against over-confidence.
     Avoid when:
-        There is no budget to tune ``epsilon``: its sign depends on the task.
+        There is no budget to tune: the right sign depends on the task, and 0 is plain cross-entropy. It knows no class
+        counts, so it is no remedy for rare classes.
 
     Deviations:
         ``epsilon`` must be >= -1.
@@ -184,14 +171,6 @@ class Poly(Confidence):
     venue="ICCV 2017",
     official="none: the derivative of the paper's formula",
     defaults={"gamma": ("2.0", "paper")},
-    use_when=(
-        "The exact gradient of focal loss is wanted from a weight that is a constant and can be normalised, clipped or "
-        "kept as a running mean."
-    ),
-    avoid_when=(
-        "Nothing is done to the weight: focal loss itself is simpler, and reports its own value. Labels are noisy, as "
-        "with every weight that grows with the loss."
-    ),
     neutral={"gamma": 0.0},
     examples=({}, {"gamma": 0.5}, {"gamma": 1.0}),
 )
@@ -216,9 +195,11 @@ class FocalSlope(Confidence):
         None; ``update_on = "never"``. ``gamma`` may be a schedule.
 
     Use when:
-        Focal loss is wanted where a weight must be a constant: normalised, clipped, kept as a running mean.
+        The exact gradient of focal loss is wanted from a weight that is a constant and can be normalised, clipped or
+        kept as a running mean.
     Avoid when:
-        Labels are noisy: wrong labels are the hardest terms.
+        Nothing is done to the weight: focal loss itself is simpler, and reports its own value. Labels are noisy, as
+        with every weight that grows with the loss.
 
     Deviations:
         None in the gradient; the value is that of weighted cross-entropy (``ClosedForm(FocalSlope())`` has focal's).
@@ -263,14 +244,6 @@ class FocalSlope(Confidence):
         "eps (to 3e-10 in float32, 1e-77 in float64 where the criterion has log(1 - p) exactly), then along the "
         "tangent that the authors use for end < 1.",
     ),
-    use_when=(
-        "Labels are clean and the representation matters: terms that are already right should go on teaching, so that "
-        "margins grow."
-    ),
-    avoid_when=(
-        "A loss that stays positive or calibrated probabilities are needed, or easy terms already drown the rest. The "
-        "noisy-label suite shows no certain gain over cross-entropy."
-    ),
     examples=({}, {"end": 0.0}, {"end": 0.5}, {"end": 1.0}),
 )
 @final
@@ -295,10 +268,11 @@ class Encouraging(Confidence):
         None; ``update_on = "never"``. ``end`` may be a schedule.
 
     Use when:
-        Representation matters: well-classified terms go on teaching, margins grow.
+        Labels are clean and the representation matters: terms that are already right should go on teaching, so that
+        margins grow.
     Avoid when:
-        A positive loss is needed (it falls below 0 as p rises), probabilities must be calibrated, or easy terms
-        already drown the rest.
+        A loss that stays positive or calibrated probabilities are needed, or easy terms already drown the rest. The
+        noisy-label suite shows no certain gain over cross-entropy.
 
     Deviations:
         No clamp at 1 - p = 1e-5; beyond what the dtype knows of 1 - p the tangent goes on. Under ``end=1`` take a

@@ -42,14 +42,6 @@ class ClassTable(Weighting):
     "class_weight",
     paper="none",
     venue="textbook",
-    use_when=(
-        "The cost of an error in each class is known from the application, or one weight per class has been tuned on "
-        "validation data."
-    ),
-    avoid_when=(
-        "Weights would only copy class counts: inverse frequency and the effective number say so and handle empty "
-        "classes. Predicted probabilities no longer follow class frequencies."
-    ),
     neutral={"weight": [1.0, 1.0, 1.0, 1.0]},
     examples=({"weight": [0.5, 1.0, 2.0, 4.0]},),
 )
@@ -69,9 +61,11 @@ class ClassWeight(ClassTable):
         None; the table is a constant, moves with the module and is not saved.
 
     Use when:
-        Costs per class are known.
+        The cost of an error in each class is known from the application, or one weight per class has been tuned on
+        validation data.
     Avoid when:
-        The weights are meant to follow class counts: :class:`InverseFrequency` and :class:`EffectiveNumber` say so.
+        Weights would only copy class counts: inverse frequency and the effective number say so and handle empty
+        classes. Predicted probabilities no longer follow class frequencies.
 
     Deviations:
         None: there is no paper.
@@ -219,14 +213,6 @@ class CountTable(ClassTable):
         "normalize='samples' is scikit-learn's 'balanced' n / (C n_c) up to the factor that makes the mean over "
         "training samples 1; for power 1 the two are equal.",
     ),
-    use_when=(
-        "Rare classes matter as much as frequent ones and class counts are known; the square root is milder. Recall of "
-        "rare classes rises in both long-tail suites."
-    ),
-    avoid_when=(
-        "The rarest class has a few noisy samples, or probabilities have to follow training frequencies. Logit "
-        "adjustment after plain training costs nothing and does about as well in those suites."
-    ),
     neutral={"counts": [50, 20, 6, 1], "power": 0.0},
     examples=({"counts": [50, 20, 6, 1]}, {"counts": [50, 20, 6, 1], "power": 0.5, "normalize": "samples"}),
 )
@@ -247,10 +233,11 @@ class InverseFrequency(CountTable):
         (:class:`~reweigh.lightning_callbacks.FitStatistics` sends it), equal on all ranks and saved.
 
     Use when:
-        Rare classes matter as much as frequent ones; ``power=0.5`` is the milder choice.
+        Rare classes matter as much as frequent ones and class counts are known; the square root is milder. Recall of
+        rare classes rises in both long-tail suites.
     Avoid when:
-        The rarest class has a handful of noisy samples: their weight explodes (:class:`EffectiveNumber` bounds it).
-        Predicted probabilities must stay calibrated.
+        The rarest class has a few noisy samples, or probabilities have to follow training frequencies. Logit adjustment
+        after plain training costs nothing and does about as well in those suites.
 
     Deviations:
         Count 0 reads as the smallest positive count. ``normalize="samples"`` with ``power=1`` equals scikit-learn's
@@ -300,14 +287,6 @@ class InverseFrequency(CountTable):
         "1 - beta^n is computed as -expm1(n log beta), exact for large beta.",
         "A class with count 0 reads as the smallest positive count, instead of dividing by zero.",
     ),
-    use_when=(
-        "Rare classes should count more and inverse frequency overshoots on classes of a few samples. It needs counts "
-        "of samples, and gains recall of rare classes in both long-tail suites."
-    ),
-    avoid_when=(
-        "Counts are shares that sum to 1, or recall of frequent classes may not fall. Logit adjustment after plain "
-        "training costs nothing and does about as well in those suites."
-    ),
     neutral={"counts": [50, 20, 6, 1], "beta": 0.0},
     examples=({"counts": [50, 20, 6, 1], "beta": 0.99},),
 )
@@ -329,9 +308,11 @@ class EffectiveNumber(CountTable):
         saved. ``beta`` may be a schedule: ``Piecewise([0.0, 0.9999], [160])`` is deferred re-weighting (DRW).
 
     Use when:
-        Inverse frequency overshoots on classes with few samples.
+        Rare classes should count more and inverse frequency overshoots on classes of a few samples. It needs counts of
+        samples, and gains recall of rare classes in both long-tail suites.
     Avoid when:
-        Counts are frequencies that sum to 1: the effective number needs counts.
+        Counts are shares that sum to 1, or recall of frequent classes may not fall. Logit adjustment after plain
+        training costs nothing and does about as well in those suites.
 
     Deviations:
         Count 0 reads as the smallest positive count.
@@ -377,14 +358,6 @@ class EffectiveNumber(CountTable):
     acts_on="binary",
     official="pytorch/vision torchvision/ops/focal_loss.py",
     defaults={"alpha": ("0.25", "paper, with gamma 2")},
-    use_when=(
-        "A detection loss is put together from a sigmoid criterion and focusing, and needs its constant balance of "
-        "positives and negatives."
-    ),
-    avoid_when=(
-        "Rare positives need more weight: the paper's 0.25 gives them less. Weights on positives alone show no gain in "
-        "average precision over plain binary cross-entropy in the multi-label suite."
-    ),
 )
 @final
 class PositiveBalance(Weighting):
@@ -402,9 +375,11 @@ class PositiveBalance(Weighting):
         None; ``update_on = "never"``.
 
     Use when:
-        Composing a detection loss with a sigmoid criterion.
+        A detection loss is put together from a sigmoid criterion and focusing, and needs its constant balance of
+        positives and negatives.
     Avoid when:
-        Rare positives need more weight: the paper's 0.25 gives them *less*, because focusing already did the work.
+        Rare positives need more weight: the paper's 0.25 gives them less. Weights on positives alone show no gain in
+        average precision over plain binary cross-entropy in the multi-label suite.
 
     Deviations:
         None.

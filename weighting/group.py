@@ -208,14 +208,6 @@ class GroupWeighting(Weighting):
         "Only training forwards move q, once per optimizer step, on the losses of all micro-batches and ranks.",
         "Normalised losses that add up to 0 or less leave q as it is; theirs are NaN.",
     ),
-    use_when=(
-        "Groups such as class and attribute, domains or languages are known in training, some are small, the worst one "
-        "counts, and validation data with groups can choose the model."
-    ),
-    avoid_when=(
-        "A group cannot be learned and takes all weight, or accuracy at training frequencies counts, which falls. "
-        "Without the adjustment for small groups, the shortcut suite shows group weights as good."
-    ),
     examples=(
         {"num_groups": 3, "step_size": 0.5},
         {"num_groups": 3, "step_size": 0.2, "adjustment": [2.0, 0.0, -1.0], "group_counts": [90, 9, 1]},
@@ -248,11 +240,11 @@ class GroupDRO(GroupWeighting):
         training forward before weighing (``"forward"``, the authors' order).
 
     Use when:
-        Groups (class x attribute, domains, languages) are known in training, some are small, and the worst one
-        counts. Strong regularisation and choosing the model by validation worst-group accuracy matter as much.
+        Groups such as class and attribute, domains or languages are known in training, some are small, the worst one
+        counts, and validation data with groups can choose the model.
     Avoid when:
-        A group's loss cannot be lowered (noise): it takes all the weight. Try plain group weights or resampling first:
-        they often come close (suite ``digits_spurious``).
+        A group cannot be learned and takes all weight, or accuracy at training frequencies counts, which falls. Without
+        the adjustment for small groups, the shortcut suite shows group weights as good.
 
     Deviations:
         See the record: log-space, the value without adjustment, absent groups keep their weight.
@@ -360,14 +352,6 @@ class GroupDRO(GroupWeighting):
         "their size; theirs fill in an arbitrary order.",
         "Each adjustment counts by itself, also beside one that is not positive.",
     ),
-    use_when=(
-        "Groups are known in training and several bad ones should count, not the worst alone, by their present losses "
-        "and not by sums over the past."
-    ),
-    avoid_when=(
-        "Group losses are noisy: whole groups are switched on and off. A least weight per group or group DRO is "
-        "smoother, and constant group weights are simpler."
-    ),
     examples=(
         {"num_groups": 3, "group_counts": [90, 9, 1]},
         {"num_groups": 3, "group_counts": [5, 3, 2], "alpha": 0.6, "minimum": 0.1, "adjustment": 1.0},
@@ -393,9 +377,11 @@ class GroupCVaR(GroupWeighting):
         (``cadence="step"``) or inside every training forward (``"forward"``, the authors' order).
 
     Use when:
-        Several bad groups should count, not only the worst, and q should follow the losses instead of adding them up.
+        Groups are known in training and several bad ones should count, not the worst alone, by their present losses and
+        not by sums over the past.
     Avoid when:
-        Group losses are noisy: whole groups are switched on and off. ``minimum`` and :class:`GroupDRO` are smoother.
+        Group losses are noisy: whole groups are switched on and off. A least weight per group or group DRO is smoother,
+        and constant group weights are simpler.
 
     Deviations:
         See the record: ``alpha=1``, ties.

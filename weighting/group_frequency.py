@@ -23,14 +23,6 @@ from .terms import LossTerms
     official="kohpangwei/group_DRO@cbbc1c5b (reweight_groups)",
     defaults={"power": ("1.0", "textbook"), "normalize": ("'samples'", "the mean over training samples is 1")},
     deviations=("A group with count 0 reads as the smallest positive count.",),
-    use_when=(
-        "Groups are known in training, small ones matter, and neither adversary nor state is wanted: the baseline of "
-        "group DRO, with a gain of its own in the shortcut suite."
-    ),
-    avoid_when=(
-        "A group has a handful of samples, which are learned by heart, or accuracy at training frequencies may not "
-        "fall. Where groups are tiny, sampling by group has less noise."
-    ),
     neutral={"group_counts": [50, 20, 6], "power": 0.0},
     examples=({"group_counts": [50, 20, 6]}, {"group_counts": [50, 20, 6, 1], "power": 0.5, "by": "category"}),
 )
@@ -49,10 +41,11 @@ class GroupFrequency(Weighting):
         None; the table is a constant, moves with the module and is not saved.
 
     Use when:
-        Groups are known and small ones matter: the baseline that :class:`GroupDRO` has to beat. Sampling by
-        :func:`group_sampling_weights` is the same in expectation, with less noise where groups are tiny.
+        Groups are known in training, small ones matter, and neither adversary nor state is wanted: the baseline of
+        group DRO, with a gain of its own in the shortcut suite.
     Avoid when:
-        A group has a handful of samples: they are learned by heart.
+        A group has a handful of samples, which are learned by heart, or accuracy at training frequencies may not fall.
+        Where groups are tiny, sampling by group has less noise.
 
     Deviations:
         Count 0 reads as the smallest positive count.

@@ -54,14 +54,6 @@ def log_ratio_from_classifier(domain_logit: Tensor, n_train: float, n_test: floa
         "Without normalisation weights are held below the square root of the dtype's largest number, so that weight "
         "times loss stays finite.",
     ),
-    use_when=(
-        "Covariate shift with known or estimated density ratios, off-policy data, or a loop that trains on both arms "
-        "of an A/B test and should learn from one."
-    ),
-    avoid_when=(
-        "The effective sample size is a small part of the data: flatten or clip first. The model can fit both "
-        "distributions: weights then only add variance to plain training."
-    ),
     neutral={"flatten": 0.0},
     examples=(
         {},
@@ -88,11 +80,11 @@ class ImportanceWeight(Weighting):
         None; ``update_on = "never"``. ``flatten`` may be a schedule.
 
     Use when:
-        Covariate shift with known or estimated ratios; a loop that trains on data of both arms of an A/B test and
-        should learn from one; off-policy data.
+        Covariate shift with known or estimated density ratios, off-policy data, or a loop that trains on both arms of
+        an A/B test and should learn from one.
     Avoid when:
-        The effective sample size (:meth:`effective_sample_size`, ``objective.components``) is a small part of the
-        data: flatten or clip first. The model can fit both distributions: then weights only add variance.
+        The effective sample size is a small part of the data: flatten or clip first. The model can fit both
+        distributions: weights then only add variance to plain training.
 
     Deviations:
         Self-normalised; held where it would overflow.
@@ -186,14 +178,6 @@ class ImportanceWeight(Weighting):
         "One order of scales for both of the authors' scripts: the reward script scales u before the exponential and "
         "adds the scaled u (strength 1); the depth script scales only what it adds (scale 1, strength u_scale).",
     ),
-    use_when=(
-        "Labels or rewards come from a model that is unsure in places, and a second prediction of the same terms shows "
-        "where."
-    ),
-    avoid_when=(
-        "Both predictions agree by construction, as without dropout or noise, or losses are far below the strength: "
-        "then nothing is weighed, and the second prediction is wasted."
-    ),
     neutral={"scale": 0.0},
     examples=({}, {"scale": 0.1, "strength": 0.5}, {"scale": 2.0, "detach": True}),
 )
@@ -216,9 +200,11 @@ class PredictionAgreement(Weighting):
         None; ``update_on = "never"``. ``scale`` and ``strength`` may be schedules.
 
     Use when:
-        Labels or rewards come from a model that is unsure in places, and a second prediction shows where.
+        Labels or rewards come from a model that is unsure in places, and a second prediction of the same terms shows
+        where.
     Avoid when:
-        Losses are far below ``strength``: then the best disagreement is 0, and nothing is weighed.
+        Both predictions agree by construction, as without dropout or noise, or losses are far below the strength: then
+        nothing is weighed, and the second prediction is wasted.
 
     Deviations:
         Values are the authors'; see the record for which script is which setting.
@@ -286,14 +272,6 @@ class PredictionAgreement(Weighting):
         "schedule of sign, and when to change over is the caller's.",
         "Mean 1 over the batch instead of sum 1.",
     ),
-    use_when=(
-        "Large, uncurated pre-training text with gradient norms per sample: high self-influence first, to learn much "
-        "early, low later, to avoid noise."
-    ),
-    avoid_when=(
-        "Influences differ by more than the temperature: one sample owns the batch; standardise or clip them. When to "
-        "change over is not verified against the paper, and yours to tune."
-    ),
     neutral={"sign": 0.0},
     examples=({}, {"temperature": 0.5, "sign": -1.0}),
 )
@@ -315,9 +293,11 @@ class SelfInfluence(Weighting):
         paper's two stages, with two epochs of the first.
 
     Use when:
-        Large, uncurated training text: learn much early, avoid noise later.
+        Large, uncurated pre-training text with gradient norms per sample: high self-influence first, to learn much
+        early, low later, to avoid noise.
     Avoid when:
-        Influences differ by more than the temperature: one sample owns the batch. Standardise them, or clip.
+        Influences differ by more than the temperature: one sample owns the batch; standardise or clip them. When to
+        change over is not verified against the paper, and yours to tune.
 
     Deviations:
         Not verified (see the record); mean 1 instead of sum 1.
@@ -373,14 +353,6 @@ class SelfInfluence(Weighting):
         "score is the soft form.",
         "Equal scores at the edge share what is left for them.",
     ),
-    use_when=(
-        "Difficulty scores of an earlier run, averaged over seeds, say which samples matter, and weights or a share to "
-        "keep should follow them."
-    ),
-    avoid_when=(
-        "Labels are noisy: wrong labels have the highest scores, so keep the lowest then. Pruning the data set by the "
-        "same scores saves the computation, which a weight of 0 does not."
-    ),
     neutral={"power": 0.0},
     examples=({}, {"power": 0.5, "keep": 0.6}, {"power": 0.0, "keep": 0.3, "largest": False}),
 )
@@ -403,9 +375,11 @@ class ScoreWeight(Weighting):
         None; ``update_on = "never"``. ``power`` and ``keep`` may be schedules.
 
     Use when:
-        Scores of an earlier run (averaged over seeds) say which samples matter.
+        Difficulty scores of an earlier run, averaged over seeds, say which samples matter, and weights or a share to
+        keep should follow them.
     Avoid when:
-        Labels are noisy: wrong labels have the highest scores; ``largest=False`` or a negative power turns them down.
+        Labels are noisy: wrong labels have the highest scores, so keep the lowest then. Pruning the data set by the
+        same scores saves the computation, which a weight of 0 does not.
 
     Deviations:
         A weight of the batch instead of a pruned data set; ties share.

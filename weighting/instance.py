@@ -21,14 +21,6 @@ from .terms import LossTerms
     venue="ICLR 2024",
     defaults={"temperature": ("1.0", "ours: the paper tunes it")},
     deviations=("The paper's authors have published no code.",),
-    use_when=(
-        "The hardest instances are what you are judged by, as in adversarial training, labels are clean, and batches "
-        "are large enough for a softmax over their losses."
-    ),
-    avoid_when=(
-        "Labels are noisy, or the weak groups are known: the shortcut suite shows no gain for the worst group over "
-        "plain training, where group weights gain."
-    ),
     examples=({}, {"temperature": 0.2}),
 )
 @final
@@ -51,10 +43,11 @@ class KLDRO(Weighting):
         None; ``update_on = "never"``. Looks at the batch it is given; ``gathered()`` at those of all ranks.
 
     Use when:
-        The hardest instances are what you are judged by, as in adversarial training.
+        The hardest instances are what you are judged by, as in adversarial training, labels are clean, and batches are
+        large enough for a softmax over their losses.
     Avoid when:
-        Labels are noisy, or groups are known (:class:`GroupDRO`): it does not help the worst group of spurious data
-        (suite ``digits_spurious``).
+        Labels are noisy, or the weak groups are known: the shortcut suite shows no gain for the worst group over plain
+        training, where group weights gain.
 
     Deviations:
         None in the formula.
@@ -94,14 +87,6 @@ class KLDRO(Weighting):
     official="litian96/TERM",
     defaults={"tilt": ("1.0", "ours: the paper tunes it, 0.1 to 10 for fairness, -1 to -10 for outliers")},
     deviations=("The weights average 1; the paper's add up to 1.",),
-    use_when=(
-        "One number should trade the mean for more even losses (positive tilt) or for less pull of outliers (negative "
-        "tilt)."
-    ),
-    avoid_when=(
-        "The tilt is negative from the start, when terms are chosen by luck: warm it up. A positive tilt favours wrong "
-        "labels, and does not know groups as group weights do."
-    ),
     neutral={"tilt": 0.0},
     examples=({}, {"tilt": -2.0}),
 )
@@ -122,9 +107,11 @@ class Tilted(Weighting):
         None; ``update_on = "never"``. ``tilt`` may be a schedule.
 
     Use when:
-        Labels are noisy (negative tilt), or instances should be treated more evenly (positive).
+        One number should trade the mean for more even losses (positive tilt) or for less pull of outliers (negative
+        tilt).
     Avoid when:
-        The tilt is negative and training has only begun: terms are then chosen by luck. Warm it up from 0.
+        The tilt is negative from the start, when terms are chosen by luck: warm it up. A positive tilt favours wrong
+        labels, and does not know groups as group weights do.
 
     Deviations:
         Averaging 1 instead of adding up to 1.
@@ -163,14 +150,6 @@ class Tilted(Weighting):
     venue="NeurIPS 2017, JMLR 2019",
     defaults={"rho": ("1.0", "ours: the radius is tuned")},
     deviations=("Solved exactly by sums over the sorted losses, instead of by bisection.",),
-    use_when=(
-        "Labels are clean and hard instances should count more, in proportion to their loss: a small radius adds a "
-        "multiple of the standard deviation of the losses to their mean."
-    ),
-    avoid_when=(
-        "Labels are noisy: wrong labels have the largest losses and gain weight. A weak group that is known is better "
-        "reached by group weights than by loss."
-    ),
     neutral={"rho": 0.0},
     examples=({}, {"rho": 0.1}, {"rho": 3.0}),
 )
@@ -192,10 +171,11 @@ class ChiSquareDRO(Weighting):
         None; ``update_on = "never"``. ``rho`` may be a schedule.
 
     Use when:
-        Hard instances should count more, but only in proportion to their loss: small ``rho`` is the mean plus
-        :math:`\sqrt{2\rho\,\mathrm{Var}(\ell)}`.
+        Labels are clean and hard instances should count more, in proportion to their loss: a small radius adds a
+        multiple of the standard deviation of the losses to their mean.
     Avoid when:
-        Labels are noisy.
+        Labels are noisy: wrong labels have the largest losses and gain weight. A weak group that is known is better
+        reached by group weights than by loss.
 
     Deviations:
         None in the formula.
@@ -242,14 +222,6 @@ class ChiSquareDRO(Weighting):
         "Where the temperature changes, r log u is carried over; the script keeps u, so that weights jump tenfold when "
         "lambda goes from 10 to 1.",
     ),
-    use_when=(
-        "Weights of KL-robust training are wanted over the whole data although batches are small: a running normaliser "
-        "stands in for the softmax over the batch."
-    ),
-    avoid_when=(
-        "Losses still fall fast, as at the start: the normaliser lags and weights are too small. Labels are noisy, or "
-        "the weak groups are known, for which group weights are made."
-    ),
     examples=({}, {"temperature": 0.5, "smoothing": 0.5}),
 )
 @final
@@ -273,9 +245,11 @@ class CompositionalDRO(Weighting):
         first step sets u, and until then it is the batch's own.
 
     Use when:
-        Batches are small and the softmax over a batch is a poor stand-in for that over the data.
+        Weights of KL-robust training are wanted over the whole data although batches are small: a running normaliser
+        stands in for the softmax over the batch.
     Avoid when:
-        Losses fall fast at first: u lags behind and weights are small then. Begin with a high temperature.
+        Losses still fall fast, as at the start: the normaliser lags and weights are too small. Labels are noisy, or the
+        weak groups are known, for which group weights are made.
 
     Deviations:
         Log space, a start at the first batch, no factor alpha (ABSGD's).
@@ -379,14 +353,6 @@ class CompositionalDRO(Weighting):
         "each sample's share of tokens, which is a factor of its own here.",
         "'linupper' and 'upper' follow the README, min(h + delta, delta) and (h + delta) / 2; the code has delta 1.",
     ),
-    use_when=(
-        "A language model is pre-trained on text of mixed quality, and whole sequences should be weighed by where "
-        "their loss lies in the batch, without another model."
-    ),
-    avoid_when=(
-        "Batches hold a few samples per device and are not gathered: smallest and largest loss are then noise, and "
-        "weights follow it. Terms are single tokens and not sequences."
-    ),
     neutral={"burn_in": 1_000_000},
     examples=(
         {"burn_in": 0},
@@ -417,10 +383,11 @@ class LossRange(Weighting):
         over the batches of all ranks, as the authors do.
 
     Use when:
-        A language model is pretrained on text of mixed quality: terms are then sequences, so nest an objective with
-        ``reduction="sequence_mean"`` inside.
+        A language model is pre-trained on text of mixed quality, and whole sequences should be weighed by where their
+        loss lies in the batch, without another model.
     Avoid when:
-        Batches are of a few samples per device and not gathered: their range is noise.
+        Batches hold a few samples per device and are not gathered: smallest and largest loss are then noise, and
+        weights follow it. Terms are single tokens and not sequences.
 
     Deviations:
         See the record: scale.

@@ -27,14 +27,6 @@ from .terms import LossTerms
         "The orientation is fixed: T[k, j] = P(label j | clean k), of which a sample uses column y. The DWS code uses "
         "row y, which is the same for symmetric T only.",
     ),
-    use_when=(
-        "Label noise depends on the class alone, with a transition matrix that is known or estimated, and the "
-        "correction should be a weight that combines with others."
-    ),
-    avoid_when=(
-        "Noise depends on the sample, or the matrix is a guess: its errors become bias. Forward correction does not "
-        "rest on the model's probabilities of the moment."
-    ),
     neutral=None,
     examples=({}, {"normalize": False}),
 )
@@ -57,9 +49,11 @@ class TransitionWeight(Weighting):
         None; ``update_on = "never"``.
 
     Use when:
-        Label noise that depends on the class alone, with a transition matrix that is known or estimated.
+        Label noise depends on the class alone, with a transition matrix that is known or estimated, and the correction
+        should be a weight that combines with others.
     Avoid when:
-        Noise depends on the sample, or T is a guess: errors of T become bias.
+        Noise depends on the sample, or the matrix is a guess: its errors become bias. Forward correction does not rest
+        on the model's probabilities of the moment.
 
     Deviations:
         Mean 1 instead of sum 1; computed from logarithms; the column of T that belongs to the label.

@@ -19,14 +19,6 @@ from .terms import LossTerms
     acts_on="pair",
     official="none; TinyZeaMays/CircleLoss@d002ecd0 and KevinMusgrave/pytorch-metric-learning agree",
     defaults={"m": ("0.25", "paper, face recognition"), "detach": ("True", "every published implementation")},
-    use_when=(
-        "Pair losses on labelled embeddings in which pairs that are nearly right and pairs that are far off should "
-        "move at different paces, with budget to tune gamma and the margin."
-    ),
-    avoid_when=(
-        "Pair labels are noisy: a wrong pair is always the one furthest off. Without tuning: in the retrieval suite a "
-        "large gamma shows no gain over the pair loss without weights."
-    ),
     neutral=None,
     examples=({}, {"m": 0.4}, {"m": 0.4, "detach": False}),
 )
@@ -48,9 +40,11 @@ class CirclePacing(Weighting):
         None; ``update_on = "never"``. ``m`` may be a schedule.
 
     Use when:
-        Pair losses treat a pair that is nearly right like one that is far off, so that both move at one pace.
+        Pair losses on labelled embeddings in which pairs that are nearly right and pairs that are far off should move
+        at different paces, with budget to tune gamma and the margin.
     Avoid when:
-        Labels are noisy: a wrong pair is always the one furthest off.
+        Pair labels are noisy: a wrong pair is always the one furthest off. Without tuning: in the retrieval suite a
+        large gamma shows no gain over the pair loss without weights.
 
     Deviations:
         None.

@@ -25,14 +25,6 @@ from .terms import LossTerms
         "The share is of the tokens that count in the call; equal excesses at the edge share what is left for them.",
         "temperature= is ours: the soft form, a softmax of the excess.",
     ),
-    use_when=(
-        "Pre-training text is mixed, and a small model trained on good text gives a reference loss for each token or "
-        "sample, which tells what is worth learning."
-    ),
-    avoid_when=(
-        "The reference is worse than the model or comes from other text: what it cannot predict is left out as if it "
-        "were learned. Without a good reference stay with cross-entropy."
-    ),
     neutral={"keep": 1.0},
     examples=({}, {"keep": 0.3}, {"keep": None, "temperature": 0.5}),
 )
@@ -56,10 +48,11 @@ class ReferenceExcess(Weighting):
         None; ``update_on = "never"``. ``keep`` and ``temperature`` may be schedules.
 
     Use when:
-        Pre-training text is mixed, and a small model trained on good text tells what is worth learning. With
-        ``reference_loss`` per sample it selects samples (RHO-loss).
+        Pre-training text is mixed, and a small model trained on good text gives a reference loss for each token or
+        sample, which tells what is worth learning.
     Avoid when:
-        The reference is worse than the model: what it cannot predict would be called learned.
+        The reference is worse than the model or comes from other text: what it cannot predict is left out as if it were
+        learned. Without a good reference stay with cross-entropy.
 
     Deviations:
         Ties share; the soft form is ours.

@@ -25,14 +25,6 @@ from .terms import LossTerms
         "The loss is held from below at its dtype's eps inside the weight, so the slope at loss 0 is finite; the "
         "authors' power has an infinite one.",
     ),
-    use_when=(
-        "Dice or Tversky terms of small structures stop improving: a power below 1 keeps a slope where the loss is "
-        "already small."
-    ),
-    avoid_when=(
-        "Losses are not bounded by 1, as cross-entropy is not: the power mostly rescales them. Power 1 is the plain "
-        "region loss, which is the one to compare with."
-    ),
     neutral={"gamma": 1.0},
     examples=({}, {"gamma": 1.0}, {"gamma": 2.0}),
 )
@@ -53,10 +45,11 @@ class LossPower(Weighting):
         None; ``update_on = "never"``. ``gamma`` may be a schedule.
 
     Use when:
-        Dice or Tversky terms of small structures stop improving (the paper's setting): ``gamma < 1`` keeps a slope
-        where the loss is small.
+        Dice or Tversky terms of small structures stop improving: a power below 1 keeps a slope where the loss is
+        already small.
     Avoid when:
-        Losses are not bounded by 1, such as cross-entropy: then the power mostly rescales them.
+        Losses are not bounded by 1, as cross-entropy is not: the power mostly rescales them. Power 1 is the plain
+        region loss, which is the one to compare with.
 
     Deviations:
         Held at eps; below it the slope is constant.
@@ -105,14 +98,6 @@ class LossPower(Weighting):
         "A set without any target element has factor 1 for all classes; the authors' code gives it none, so that "
         "predicting something there costs nothing.",
     ),
-    use_when=(
-        "Region losses per class are averaged in each set and classes differ in volume by orders of magnitude: with "
-        "these weights dice becomes generalised dice."
-    ),
-    avoid_when=(
-        "Structures of a few elements come and go: the inverse square of the volume makes one of them own the loss. An "
-        "unweighted mean over classes is steadier."
-    ),
     examples=({}, {"power": 1.0, "smooth": 0.5}, {"detach": True}),
 )
 @final
@@ -134,9 +119,11 @@ class VolumeBalance(Weighting):
         None; ``update_on = "never"``.
 
     Use when:
-        As the weights of a weighted mean over each set's classes, which is what ``GeneralizedDiceLoss`` does.
+        Region losses per class are averaged in each set and classes differ in volume by orders of magnitude: with these
+        weights dice becomes generalised dice.
     Avoid when:
-        Structures of a few elements come and go: the inverse square makes one of them own the loss.
+        Structures of a few elements come and go: the inverse square of the volume makes one of them own the loss. An
+        unweighted mean over classes is steadier.
 
     Deviations:
         Where no class has a target element, all factors are 1.

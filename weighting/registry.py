@@ -30,9 +30,9 @@ class Method:
     deviations: Sequence[str] = ()
     """Where this differs from the paper or the authors' code, and why."""
     use_when: str = ""
-    """In which situation the method is worth a try, in a sentence or two; empty where nobody has said it yet."""
+    """In which situation the method is worth a try, in place of the docstring's section of this name."""
     avoid_when: str = ""
-    """In which situation it does not help or does harm, in a sentence or two."""
+    """In which situation it does not help or does harm, likewise."""
     neutral: Mapping[str, Any] | None = None
     """Constructor arguments, for four classes, that leave every loss as it is; ``None`` where there are none."""
     examples: Sequence[Mapping[str, Any]] = ({},)

@@ -21,14 +21,6 @@ from .terms import LossTerms
     paper="Just Train Twice: Improving Group Robustness without Training Group Information",
     venue="ICML 2021; the table itself is textbook",
     official="anniesch/jtt",
-    use_when=(
-        "Weights per training sample come from another program and may change during training: data scores, a "
-        "curriculum, the error set of Just Train Twice."
-    ),
-    avoid_when=(
-        "The weight is a column of the data set: pass it as sample weight, which statistics count too. Groups are "
-        "known: group weights gain more than Just Train Twice in the shortcut suite."
-    ),
     neutral={"num_samples": 64},
     examples=({"num_samples": 8, "weights": [1.0, 0.5, 2.0, 0.0, 1.0, 3.0, 1.0, 0.25]},),
 )
@@ -47,11 +39,11 @@ class SampleWeight(Weighting):
         ``table``: a :class:`SampleTable`, saved. It changes by :meth:`set` only, which every rank has to call alike.
 
     Use when:
-        Weights come from outside and may change: the second stage of Just Train Twice
-        (:class:`~reweigh.lightning_callbacks.JustTrainTwice`), data scores, a curriculum.
+        Weights per training sample come from another program and may change during training: data scores, a curriculum,
+        the error set of Just Train Twice.
     Avoid when:
-        The weight stands in the data set beside the sample: then pass ``sample_weight=``, which also counts in every
-        statistic and denominator.
+        The weight is a column of the data set: pass it as sample weight, which statistics count too. Groups are known:
+        group weights gain more than Just Train Twice in the shortcut suite.
 
     Deviations:
         None: the table is textbook.
@@ -140,14 +132,6 @@ class SampleWeight(Weighting):
         "a weight of 0 stays 0 for good.",
         "Several visits of a sample within one optimizer step count as one, by their mean.",
     ),
-    use_when=(
-        "Each sample has a supervised and a consistency loss and comes back every epoch, with labels dense and hard on "
-        "some samples and sparse on others, as in segmentation under concept shift."
-    ),
-    avoid_when=(
-        "Samples are seldom seen again or have no stable index: the weights stay near one half. A fixed factor on the "
-        "consistency loss is the simpler alternative there."
-    ),
     examples=({"num_samples": 8}, {"num_samples": 10, "lr": 0.3}),
 )
 @final
@@ -169,10 +153,11 @@ class AdaWAC(Weighting):
         ``logit``: a :class:`SampleTable`, written at every optimizer step, by all micro-batches and ranks.
 
     Use when:
-        Some labels are dense and hard, others sparse, as in segmentation under concept shift, and a consistency loss
-        exists for every sample.
+        Each sample has a supervised and a consistency loss and comes back every epoch, with labels dense and hard on
+        some samples and sparse on others, as in segmentation under concept shift.
     Avoid when:
-        Batches seldom meet a sample again: the weights stay at 1/2.
+        Samples are seldom seen again or have no stable index: the weights stay near one half. A fixed factor on the
+        consistency loss is the simpler alternative there.
 
     Deviations:
         See the record: logits, copies averaged.
@@ -260,14 +245,6 @@ class AdaWAC(Weighting):
         "No 1e-8 in the denominator: where both running losses are 0 the weight is 1/2.",
         "The biased network's gradient has no further factor q beside GeneralizedCrossEntropy's.",
     ),
-    use_when=(
-        "Data are biased, nobody has labelled by what, and the bias is easier to learn than the task; a biased network "
-        "is trained beside this one, and samples have an index."
-    ),
-    avoid_when=(
-        "Labels are noisy: the biased network fails on wrong labels first. Groups are known: group weights need no "
-        "second network."
-    ),
     examples=({"num_samples": 8, "num_classes": 4}, {"num_samples": 12, "num_classes": 4, "smoothing": 1.0}),
 )
 @final
@@ -291,10 +268,11 @@ class RelativeDifficulty(Weighting):
         Both move at every optimizer step, by all micro-batches and ranks; ``class_max`` is exact after each epoch.
 
     Use when:
-        The data are biased, nobody has labelled by what, and the bias is easier to learn than the task. Train the
-        biased network beside this one, by ``GeneralizedCrossEntropy``.
+        Data are biased, nobody has labelled by what, and the bias is easier to learn than the task; a biased network is
+        trained beside this one, and samples have an index.
     Avoid when:
-        Labels are noisy: the biased network fails on wrong labels first.
+        Labels are noisy: the biased network fails on wrong labels first. Groups are known: group weights need no second
+        network.
 
     Deviations:
         See the record: class maxima, both losses 0. As in the authors' code the first visit starts the running losses.

@@ -33,14 +33,6 @@ class _Share(Weighting):
     venue="CVPR 2016; CVaR: Rockafellar and Uryasev, Journal of Risk 2000",
     defaults={"alpha": ("0.2", "ours: tuned")},
     deviations=("Equal losses share what is left for them, so the weights do not depend on the order of terms.",),
-    use_when=(
-        "Most terms are easy and solved, as pixels or detection anchors are, and training should go on with the worst "
-        "share of them."
-    ),
-    avoid_when=(
-        "Labels are noisy, since wrong labels have the largest losses. The shortcut suite shows harm to the worst "
-        "group, and the skewed-target suite no gain over the plain mean."
-    ),
     neutral={"alpha": 1.0},
     examples=({}, {"alpha": 0.5}),
 )
@@ -62,10 +54,11 @@ class CVaR(_Share):
         those of all ranks.
 
     Use when:
-        Most terms are easy and solved: pixels, anchors.
+        Most terms are easy and solved, as pixels or detection anchors are, and training should go on with the worst
+        share of them.
     Avoid when:
-        Labels are noisy: wrong labels have the largest losses. A known group is the weak one: there it does harm
-        (suite ``digits_spurious``).
+        Labels are noisy, since wrong labels have the largest losses. The shortcut suite shows harm to the worst group,
+        and the skewed-target suite no gain over the plain mean.
 
     Deviations:
         Ties share.
@@ -106,14 +99,6 @@ class CVaR(_Share):
         "One network selects for itself; the paper's two select for each other.",
         "Equal losses share what is left for them.",
     ),
-    use_when=(
-        "A known share of the labels is wrong and classes are balanced, so that a large loss means a wrong label and "
-        "not a rare class."
-    ),
-    avoid_when=(
-        "Classes are imbalanced, since rare ones are left out first, or the share is a guess. The noisy-label suite "
-        "shows no certain gain over cross-entropy, and more wrong labels learned."
-    ),
     neutral={"keep": 1.0},
     examples=({}, {"keep": 0.4}),
 )
@@ -133,10 +118,11 @@ class SmallLoss(_Share):
         None; ``update_on = "never"``. ``keep`` may be a schedule: ``Linear(1.0, 0.6, duration=10)`` is the paper's.
 
     Use when:
-        A known share of the labels is wrong.
+        A known share of the labels is wrong and classes are balanced, so that a large loss means a wrong label and not
+        a rare class.
     Avoid when:
-        Classes are imbalanced: rare classes have large losses and are left out first. Compare with
-        ``GeneralizedCrossEntropy``, which needs no share.
+        Classes are imbalanced, since rare ones are left out first, or the share is a guess. The noisy-label suite shows
+        no certain gain over cross-entropy, and more wrong labels learned.
 
     Deviations:
         One network; ties share.
@@ -181,14 +167,6 @@ class SmallLoss(_Share):
         "fixed batch size.",
         "The running mean starts with the first optimizer step, in which all terms count the same; one move per step.",
     ),
-    use_when=(
-        "Labels are noisy and nobody knows how many: hard terms are turned down, not dropped. Accuracy rises in the "
-        "noisy-label suite."
-    ),
-    avoid_when=(
-        "Labels are clean and hard terms are the rare ones. In the noisy-label suite frequent classes lose recall, and "
-        "more wrong labels are learned than by plain cross-entropy."
-    ),
     examples=({}, {"lam": 0.25, "tau": 1.386}),
 )
 @final
@@ -212,9 +190,11 @@ class SuperLoss(Weighting):
         in the first one all weights are 1. With a number: none.
 
     Use when:
-        Labels are noisy and nobody knows how many.
+        Labels are noisy and nobody knows how many: hard terms are turned down, not dropped. Accuracy rises in the
+        noisy-label suite.
     Avoid when:
-        Hard means rare: long tails are turned down.
+        Labels are clean and hard terms are the rare ones. In the noisy-label suite frequent classes lose recall, and
+        more wrong labels are learned than by plain cross-entropy.
 
     Deviations:
         None in the formula.
@@ -314,14 +294,6 @@ class SuperLoss(Weighting):
         "The threshold grows per epoch in closed form, threshold * growth ** epochs: right after a resume, too.",
         "For 'log' the threshold is held below 1, where its formula ends.",
     ),
-    use_when=(
-        "Data of very mixed difficulty or with wrong labels, and training long enough for a curriculum that lets "
-        "harder terms in epoch by epoch."
-    ),
-    avoid_when=(
-        "Hard means rare: the tail comes in last. A threshold below all losses leaves nothing to learn from. The "
-        "noisy-label suite shows no certain gain over cross-entropy."
-    ),
     neutral={"threshold": 1e9},
     examples=(
         {"threshold": 1.0},
@@ -349,9 +321,11 @@ class SelfPaced(Weighting):
         The number of epochs so far (``update("epoch")``).
 
     Use when:
-        Data are noisy or of very mixed difficulty, and training is long enough for a curriculum.
+        Data of very mixed difficulty or with wrong labels, and training long enough for a curriculum that lets harder
+        terms in epoch by epoch.
     Avoid when:
-        Hard means rare. A threshold below all losses gives nothing to learn from: look at the first losses.
+        Hard means rare: the tail comes in last. A threshold below all losses leaves nothing to learn from. The noisy-
+        label suite shows no certain gain over cross-entropy.
 
     Deviations:
         See the record: growth per epoch, ``"log"`` held below 1.

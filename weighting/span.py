@@ -23,14 +23,6 @@ from .terms import LossTerms, mask_out
     official="none; weights for prompts are common practice",
     defaults={},
     deviations=(),
-    use_when=(
-        "Parts of a fine-tuning text are of different worth, as prompt, response, thinking and tool output are, and "
-        "you can name a weight for each."
-    ),
-    avoid_when=(
-        "A part should not be learned at all: mask its labels, which costs nothing. Under a plain mean, tokens of "
-        "weight 0 stay in the denominator."
-    ),
     neutral={"weights": [1.0, 1.0, 1.0]},
     examples=({"weights": [0.1, 1.0, 0.5]}, {"weights": {"prompt": 0.0, "response": 1.0, "thinking": 0.3}}),
 )
@@ -50,9 +42,11 @@ class Spans(Weighting):
         None; ``update_on = "never"``. Weights may be schedules.
 
     Use when:
-        Instructions are learned with their prompts, or the thinking is not to be copied word by word.
+        Parts of a fine-tuning text are of different worth, as prompt, response, thinking and tool output are, and you
+        can name a weight for each.
     Avoid when:
-        A label is masked anyway: masking costs nothing at all.
+        A part should not be learned at all: mask its labels, which costs nothing. Under a plain mean, tokens of weight
+        0 stay in the denominator.
 
     Deviations:
         None.
@@ -147,14 +141,6 @@ def prompt_spans(lengths: Tensor, total: int) -> Tensor:
     official="none; the abstract alone (codebook weights)",
     defaults={},
     deviations=("A constant weight per place; the paper's schedule of weights is not published in code.",),
-    use_when=(
-        "Places along the last dimension differ in importance, as the codebooks of an audio token or the steps of a "
-        "forecast do, and you know how."
-    ),
-    avoid_when=(
-        "Places differ only in the scale of their loss: normalise each loss instead. Where nobody knows which places "
-        "matter, equal weights are the choice."
-    ),
     neutral={"weights": [1.0, 1.0, 1.0]},
     examples=({"weights": [1.0, 0.5, 0.25]},),
 )
@@ -171,9 +157,11 @@ class PositionWeight(Weighting):
         None; ``update_on = "never"``.
 
     Use when:
-        A token is several codes, the first of which matter most; early steps matter more than late ones.
+        Places along the last dimension differ in importance, as the codebooks of an audio token or the steps of a
+        forecast do, and you know how.
     Avoid when:
-        Places differ in scale alone: then normalise each loss.
+        Places differ only in the scale of their loss: normalise each loss instead. Where nobody knows which places
+        matter, equal weights are the choice.
 
     Deviations:
         Constants.
@@ -230,13 +218,6 @@ class PositionWeight(Weighting):
     official="none",
     defaults={},
     deviations=(),
-    use_when=(
-        "Weights per term come from outside, as a data column or an attention map, and should be clipped, normalised "
-        "and multiplied like those of any other method."
-    ),
-    avoid_when=(
-        "They say how often a sample occurs: pass them as sample weights, which denominators and statistics count too."
-    ),
     neutral=None,
     examples=({}, {"statistic": "importance"}),
 )
@@ -255,9 +236,10 @@ class Given(Weighting):
         None; ``update_on = "never"``.
 
     Use when:
-        Weights come from elsewhere: a data column, an attention map (:func:`~reweigh.weighting.attention_importance`).
+        Weights per term come from outside, as a data column or an attention map, and should be clipped, normalised and
+        multiplied like those of any other method.
     Avoid when:
-        They say how often a sample occurs: that is ``sample_weight=``.
+        They say how often a sample occurs: pass them as sample weights, which denominators and statistics count too.
 
     Deviations:
         None.
@@ -314,14 +296,6 @@ class Given(Weighting):
     official="none released",
     defaults={"kind": ("'relu'", "paper"), "l1": ("0.0", "ours: off")},
     deviations=("The mask weighs any loss, not only the two terms of preference optimisation.",),
-    use_when=(
-        "Which tokens matter is to be learned by a head of your network, most do not, and another loss or a constraint "
-        "trains the scores as well."
-    ),
-    avoid_when=(
-        "Nothing but this loss trains the scores: its least value is at a mask that is shut everywhere. Constant "
-        "weights per span need no training."
-    ),
     neutral=None,
     examples=({}, {"kind": "sigmoid", "l1": 0.1}, {"l1": 0.01}),
 )
@@ -343,9 +317,11 @@ class TokenMask(Weighting):
         None; ``update_on = "never"``. ``l1`` may be a schedule.
 
     Use when:
-        Which tokens matter is to be learned, and most do not.
+        Which tokens matter is to be learned by a head of your network, most do not, and another loss or a constraint
+        trains the scores as well.
     Avoid when:
-        Nothing but this loss trains the scores.
+        Nothing but this loss trains the scores: its least value is at a mask that is shut everywhere. Constant weights
+        per span need no training.
 
     Deviations:
         A weighting of any loss.

@@ -64,14 +64,6 @@ class VocabularyCounts(ClassCounts):
         "A token beyond the table is a ValueError, not an IndexError.",
         "neutral= gives tokens outside the counted text (special tokens) the mean weight of that text.",
     ),
-    use_when=(
-        "Generated text is dull, rare tokens matter more than perplexity, and token counts are known. The "
-        "language-model suite shows rare words predicted better."
-    ),
-    avoid_when=(
-        "Perplexity or frequent words count: both get worse there, the more the larger alpha is. Plain cross-entropy "
-        "keeps them."
-    ),
     neutral={"counts": [50, 20, 6, 1], "alpha": 0.0},
     examples=({"counts": [50, 20, 6, 0]}, {"counts": [50, 20, 6, 1], "alpha": 0.25, "normalize": "samples"}),
 )
@@ -95,9 +87,11 @@ class PowerLawDecay(CountTable):
         saved.
 
     Use when:
-        Generated text is dull: rare tokens and diversity matter more than perplexity.
+        Generated text is dull, rare tokens matter more than perplexity, and token counts are known. The language-model
+        suite shows rare words predicted better.
     Avoid when:
-        Perplexity is what you are judged by: frequent tokens are given up for rare ones. Small ``alpha`` is milder.
+        Perplexity or frequent words count: both get worse there, the more the larger alpha is. Plain cross-entropy
+        keeps them.
 
     Deviations:
         ``eps`` defaults to 1 (Laplace) instead of 1e-7. ``neutral`` is ours.
@@ -180,14 +174,6 @@ def _token_ids(owner: object, name: str, ids: Sequence[int] | Tensor) -> Tensor 
         "The sequence level averages p over real tokens only; the authors' sum also has the padding's.",
         "The same formula in training and evaluation; the authors evaluate with plain cross-entropy.",
     ),
-    use_when=(
-        "An encoder-decoder dialogue model repeats itself (the paper's setting), and known tokens should be turned "
-        "down along a cosine in a product with other weights."
-    ),
-    avoid_when=(
-        "Terms are noisy: what the model gets wrong is favoured. The language-model suite shows no gain for rare words "
-        "over plain cross-entropy."
-    ),
     examples=({}, {"detach": True}, {"level": "sequence"}),
 )
 @final
@@ -206,9 +192,11 @@ class TLDR(Weighting):
         None; ``update_on = "never"``.
 
     Use when:
-        Dialogue models repeat themselves (the paper's setting, encoder-decoder chit-chat).
+        An encoder-decoder dialogue model repeats itself (the paper's setting), and known tokens should be turned down
+        along a cosine in a product with other weights.
     Avoid when:
-        Terms are noisy: like focal, it favours what the model gets wrong.
+        Terms are noisy: what the model gets wrong is favoured. The language-model suite shows no gain for rare words
+        over plain cross-entropy.
 
     Deviations:
         Padding is left out of sequence means, and evaluation uses the same formula as training.

@@ -25,14 +25,6 @@ from .token import VocabularyCounts
         "The mean that is made 1 is over tokens that occur; the authors' is over the whole vocabulary.",
         "Counts that are all equal are an error, not 0 / 0.",
     ),
-    use_when=(
-        "Answers of a dialogue model are dull because frequent tokens dominate, and token counts are known; weights of "
-        "the rarest tokens stay bounded, unlike those of a power law."
-    ),
-    avoid_when=(
-        "The most frequent token has to be learned, such as an end of text: its weight is 0. Where one token leads by "
-        "far, all others weigh nearly the same and little changes."
-    ),
     neutral=None,
     examples=({"counts": [50, 20, 6, 1]}, {"counts": [50, 20, 6, 0], "normalize": "samples"}),
 )
@@ -53,10 +45,11 @@ class FrequencyAware(CountTable):
         saved.
 
     Use when:
-        Answers of a dialogue model are dull. Milder on rare tokens than :class:`~reweigh.weighting.PowerLawDecay`:
-        nothing explodes.
+        Answers of a dialogue model are dull because frequent tokens dominate, and token counts are known; weights of
+        the rarest tokens stay bounded, unlike those of a power law.
     Avoid when:
-        The most frequent token has to be learned, such as an end of text: it gets weight 0.
+        The most frequent token has to be learned, such as an end of text: its weight is 0. Where one token leads by
+        far, all others weigh nearly the same and little changes.
 
     Deviations:
         Counts are given, not gathered in training. Tokens that never occur take no part in the mean.
@@ -118,14 +111,6 @@ class _UnequalCounts(VocabularyCounts):
     official="scikit-learn TfidfTransformer (smooth_idf)",
     defaults={"normalize": ("'classes'", "ours")},
     deviations=(),
-    use_when=(
-        "Words that tell documents apart matter more than common ones, as in summaries, queries or reports, and it is "
-        "known in how many documents each token occurs."
-    ),
-    avoid_when=(
-        "Documents are few, or the corpus is one long text: document counts then say little, and token counts under a "
-        "power law say more."
-    ),
     neutral={"document_counts": [7, 7, 7, 7], "documents": 7},
     examples=(
         {"document_counts": [50, 20, 6, 1], "documents": 60},
@@ -147,9 +132,11 @@ class InverseDocumentFrequency(CountTable):
         None; ``update_on = "never"``.
 
     Use when:
-        Words that tell documents apart matter: summaries, queries, reports.
+        Words that tell documents apart matter more than common ones, as in summaries, queries or reports, and it is
+        known in how many documents each token occurs.
     Avoid when:
-        Documents are few, or one long text: then :class:`~reweigh.weighting.PowerLawDecay` says more.
+        Documents are few, or the corpus is one long text: document counts then say little, and token counts under a
+        power law say more.
 
     Deviations:
         None from scikit-learn's smooth form.

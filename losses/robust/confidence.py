@@ -45,14 +45,6 @@ def formed(
         "Computed as -expm1(q log p) / q without a clamp of p: exact for every q down to 0.",
         "The paper's truncation (pruning terms with p below k) is not part of it.",
     ),
-    use_when=(
-        "A drop-in for cross-entropy under label noise of unknown amount, on few and balanced classes, with exponent "
-        "and learning rate tuned together."
-    ),
-    avoid_when=(
-        "A weak group or a rare class counts: both look like wrong labels. A large exponent loses the worst group in "
-        "the shortcut suite; no certain gain over cross-entropy under noise either."
-    ),
     neutral={"q": 0.0, "form": "weighted"},
     examples=({}, {"form": "weighted"}, {"q": 0.1, "reduction": "sum"}),
 )
@@ -72,9 +64,11 @@ class GCELoss(Objective):
         None; ``q`` may be a schedule, through 0 as well.
 
     Use when:
-        Labels are noisy, and cross-entropy learns them by heart.
+        A drop-in for cross-entropy under label noise of unknown amount, on few and balanced classes, with exponent and
+        learning rate tuned together.
     Avoid when:
-        Classes are many or the data hard: at large ``q`` terms that start with a small p are hardly learned.
+        A weak group or a rare class counts: both look like wrong labels. A large exponent loses the worst group in the
+        shortcut suite; no certain gain over cross-entropy under noise either.
 
     Deviations:
         p is not clamped; no truncation.
@@ -119,14 +113,6 @@ class GCELoss(Objective):
     official="none by the authors; HanxunH/Active-Passive-Losses@04bce534 loss.py (MeanAbsoluteError)",
     defaults={"form": ("'closed'", "paper's formula"), "reduction": ("'mean'", "ours: the mean over valid terms")},
     deviations=("1 - p, half of the paper's sum of |p_c - y_c| over classes, as the public codes have it.",),
-    use_when=(
-        "Very many labels may be wrong, classes are two or a few, and there is time and learning rate enough for small "
-        "gradients."
-    ),
-    avoid_when=(
-        "Classes are more than a few: terms with a small p hardly move. The noisy-label suite shows it far behind "
-        "cross-entropy, with rare classes hardly learned."
-    ),
     examples=({}, {"form": "weighted"}),
 )
 @final
@@ -146,9 +132,11 @@ class MAELoss(Objective):
         None.
 
     Use when:
-        Half the labels may be wrong and classes are few.
+        Very many labels may be wrong, classes are two or a few, and there is time and learning rate enough for small
+        gradients.
     Avoid when:
-        Classes are many: terms with a small p hardly move, and training stalls. ``GCELoss`` lies between.
+        Classes are more than a few: terms with a small p hardly move. The noisy-label suite shows it far behind cross-
+        entropy, with rare classes hardly learned.
 
     Deviations:
         Half of the sum over classes.
@@ -194,14 +182,6 @@ class MAELoss(Objective):
         "reduction": ("'mean'", "authors' code"),
     },
     deviations=("No clamp of p at 1e-7, with which the code's sum over classes is a little above 1 - p.",),
-    use_when=(
-        "A drop-in for cross-entropy under label noise that goes on learning hard samples; both factors and the "
-        "learning rate can be tuned."
-    ),
-    avoid_when=(
-        "The schedule of cross-entropy has to be kept: default gradients are several times larger. In the noisy-label "
-        "suite the gain is not certain, and more wrong labels are learned."
-    ),
     neutral={"alpha": 1.0, "beta": 0.0, "form": "weighted"},
     examples=({}, {"alpha": 6.0, "beta": 0.1, "form": "weighted"}),
 )
@@ -223,9 +203,11 @@ class SCELoss(Objective):
         None; ``alpha`` and ``beta`` may be schedules.
 
     Use when:
-        Labels are noisy, and some pull on hard terms has to stay (``alpha``).
+        A drop-in for cross-entropy under label noise that goes on learning hard samples; both factors and the learning
+        rate can be tuned.
     Avoid when:
-        The learning rate is tuned for cross-entropy and not to be touched: the defaults weigh up to 9.3.
+        The schedule of cross-entropy has to be kept: default gradients are several times larger. In the noisy-label
+        suite the gain is not certain, and more wrong labels are learned.
 
     Deviations:
         p is not clamped.
@@ -280,14 +262,6 @@ class SCELoss(Objective):
         "tau < 1 has no largest slope: it is held at bound, and the loss is linear in log p from there.",
         "The paper's smooth adversarial variant is not part of it.",
     ),
-    use_when=(
-        "The closed forms of sum-exponential, cross-entropy, generalised cross-entropy and mean absolute error are to "
-        "be compared on one data set by one exponent."
-    ),
-    avoid_when=(
-        "The exponent is below 1 and the data may hold a wrong label, which then owns the batch. At 1 this is plain "
-        "cross-entropy."
-    ),
     neutral={"tau": 1.0, "form": "weighted"},
     examples=({"tau": 0.5}, {"tau": 0.0, "form": "weighted", "bound": 1e4}, {"tau": 1.7}),
 )
@@ -311,9 +285,11 @@ class CompSumLoss(Objective):
         None; ``tau`` may be a schedule, through 1 as well.
 
     Use when:
-        One knob from hard mining (below 1) to noise robustness (above 1) is wanted.
+        The closed forms of sum-exponential, cross-entropy, generalised cross-entropy and mean absolute error are to be
+        compared on one data set by one exponent.
     Avoid when:
-        ``tau < 1`` and any label may be wrong: that label then owns the batch.
+        The exponent is below 1 and the data may hold a wrong label, which then owns the batch. At 1 this is plain
+        cross-entropy.
 
     Deviations:
         Slopes of ``tau < 1`` are held at ``bound``; the loss is linear in log p beyond.

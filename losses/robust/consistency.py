@@ -23,14 +23,6 @@ from ..registry import method
     official="gail-yxie/adawac@7d1b79e2 models.py",
     defaults={"lr": ("1.0", "authors' code (lr_w)"), "reduction": ("'batch_mean'", "authors' code: sum / B")},
     deviations=("See the weighting AdaWAC. The authors' dice term is added outside: dice_ratio * dice + ...",),
-    use_when=(
-        "Segmentation under concept shift with a consistency loss between augmented views: the loss learns for each "
-        "sample whether its label or its consistency leads."
-    ),
-    avoid_when=(
-        "Samples carry no index or are seldom seen again, or the second view is too dear: supervised loss plus a "
-        "constant times consistency is enough."
-    ),
     examples=({"num_samples": 16}, {"num_samples": 64, "lr": 0.2}),
 )
 @final
@@ -49,9 +41,11 @@ class AdaWACLoss(Objective):
         One number per sample, written at every ``update("step")``.
 
     Use when:
-        Segmentation under concept shift, with a consistency loss between augmented views.
+        Segmentation under concept shift with a consistency loss between augmented views: the loss learns for each
+        sample whether its label or its consistency leads.
     Avoid when:
-        Samples are seldom seen again.
+        Samples carry no index or are seldom seen again, or the second view is too dear: supervised loss plus a constant
+        times consistency is enough.
 
     Deviations:
         See :class:`~reweigh.weighting.AdaWAC`.

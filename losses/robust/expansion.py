@@ -26,13 +26,6 @@ from .confidence import Form, formed
         "reduction": ("'mean'", "ours: the mean over valid terms"),
     },
     deviations=("Summed by Horner's rule; no clamp of p.",),
-    use_when=(
-        "Labels are noisy and classes few, and a bounded loss in closed form with one whole number to tune is wanted."
-    ),
-    avoid_when=(
-        "Classes are many, or order and learning rate cannot be tuned. It is worse than cross-entropy in the "
-        "noisy-label suite; generalised cross-entropy can be set more finely."
-    ),
     examples=({}, {"order": 6}, {"order": 3, "form": "weighted"}),
 )
 @final
@@ -52,9 +45,10 @@ class TaylorLoss(Objective):
         None.
 
     Use when:
-        Labels are noisy and one whole number between mean absolute error and cross-entropy is enough to tune.
+        Labels are noisy and classes few, and a bounded loss in closed form with one whole number to tune is wanted.
     Avoid when:
-        Classes are very many: terms start at p near 0, where the slope is only ``order`` times p.
+        Classes are many, or order and learning rate cannot be tuned. It is worse than cross-entropy in the noisy-label
+        suite; generalised cross-entropy can be set more finely.
 
     Deviations:
         p is not clamped.
@@ -104,14 +98,6 @@ class TaylorLoss(Objective):
         "epsilon below -1 is refused: terms that are nearly right would be pushed back.",
         "Label smoothing, which the paper's listing has for ImageNet, is no function of p alone and not offered.",
     ),
-    use_when=(
-        "A drop-in for cross-entropy or focal loss when everything else is settled and one coefficient can still be "
-        "tuned on validation data."
-    ),
-    avoid_when=(
-        "Nobody tunes it: an epsilon from another task may have the wrong sign. Rare classes are the aim: class "
-        "weights and logit adjustment use their counts."
-    ),
     neutral={"epsilon": 0.0, "form": "weighted"},
     examples=(
         {},
@@ -140,10 +126,11 @@ class PolyLoss(Objective):
         ``epsilon`` and ``gamma`` may be schedules.
 
     Use when:
-        Cross-entropy works, and one number is to be tuned: positive where the model is under-confident (ImageNet),
-        negative where it is over-confident (detection, imbalance).
+        A drop-in for cross-entropy or focal loss when everything else is settled and one coefficient can still be tuned
+        on validation data.
     Avoid when:
-        There is no budget to tune ``epsilon``: its sign depends on the task.
+        Nobody tunes it: an epsilon from another task may have the wrong sign. Rare classes are the aim: class weights
+        and logit adjustment use their counts.
 
     Deviations:
         ``epsilon`` must be >= -1; no label smoothing.
@@ -199,14 +186,6 @@ class PolyLoss(Objective):
         "1 - p is not clamped at 1e-5, where the authors' bonus and its gradient stop: it is added up from the other "
         "classes, and end=1 goes on to 3e-10 in float32, 1e-77 in float64, then along the tangent.",
     ),
-    use_when=(
-        "A drop-in for cross-entropy on clean, roughly balanced classes, when confident and right samples should go on "
-        "shaping the representation."
-    ),
-    avoid_when=(
-        "Values below 0 or overconfident probabilities are a problem, or easy samples dominate already. In the "
-        "noisy-label suite frequent classes lose recall, with no certain gain in accuracy."
-    ),
     examples=({}, {"end": 0.0}, {"end": 1.0}, {"end": 0.5, "form": "weighted"}),
 )
 @final
@@ -227,10 +206,11 @@ class EncouragingLoss(Objective):
         None; ``end`` may be a schedule.
 
     Use when:
-        Representation matters: well-classified terms go on teaching, margins grow.
+        A drop-in for cross-entropy on clean, roughly balanced classes, when confident and right samples should go on
+        shaping the representation.
     Avoid when:
-        A positive loss is needed (it falls below 0 as p rises), probabilities must be calibrated, or easy terms
-        already drown the rest.
+        Values below 0 or overconfident probabilities are a problem, or easy samples dominate already. In the noisy-
+        label suite frequent classes lose recall, with no certain gain in accuracy.
 
     Deviations:
         No clamp at 1 - p = 1e-5; the tangent goes on beyond 3e-10 (float32) or 1e-77 (float64).

@@ -30,14 +30,6 @@ from ..registry import method
         "gather": ("True", "ours: the loss of one process on the joined batch"),
     },
     deviations=("See the weighting GroupDRO.",),
-    use_when=(
-        "A drop-in for cross-entropy with groups known in training and the worst of them as the measure; with small "
-        "groups, use the adjustment. It gains in the shortcut suite."
-    ),
-    avoid_when=(
-        "A group cannot be learned, or average accuracy at training frequencies counts. Try group weights and "
-        "resampling first: the form without adjustment is no better than group weights there."
-    ),
     examples=(
         {"num_groups": 3, "step_size": 0.5},
         {"num_groups": 3, "step_size": 0.5, "adjustment": 2.0, "group_counts": [9, 5, 1], "weight": [1, 2, 0.5, 3]},
@@ -59,9 +51,11 @@ class GroupDROLoss(Objective):
         q and running group losses, saved and equal on all ranks; they move with ``update("step")``.
 
     Use when:
-        Groups are known in training and the worst one counts.
+        A drop-in for cross-entropy with groups known in training and the worst of them as the measure; with small
+        groups, use the adjustment. It gains in the shortcut suite.
     Avoid when:
-        A group cannot be learned; and always compare with :class:`~reweigh.weighting.GroupFrequency` and resampling.
+        A group cannot be learned, or average accuracy at training frequencies counts. Try group weights and resampling
+        first: the form without adjustment is no better than group weights there.
 
     Deviations:
         See :class:`~reweigh.weighting.GroupDRO`; the value does not contain the adjustment.

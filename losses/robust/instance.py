@@ -43,14 +43,6 @@ class _Instances(Objective):
     venue="ICLR 2024",
     defaults={"temperature": ("1.0", "ours: the paper tunes it"), "gather": ("True", "ours: the joined batch's loss")},
     deviations=("See the weighting KLDRO.",),
-    use_when=(
-        "Adversarial training or other clean data judged by the hardest instances: a soft maximum over the batch, with "
-        "a temperature between mean and maximum."
-    ),
-    avoid_when=(
-        "Labels are noisy, or the temperature is low and one term owns the batch. For a weak group it shows no gain "
-        "over plain training in the shortcut suite."
-    ),
     examples=({}, {"temperature": 0.5, "weight": [1.0, 2.0, 0.5, 3.0], "label_smoothing": 0.1}),
 )
 @final
@@ -70,9 +62,11 @@ class KLDROLoss(_Instances):
         None. ``temperature`` may be a schedule.
 
     Use when:
-        The hardest instances are what you are judged by, as in adversarial training.
+        Adversarial training or other clean data judged by the hardest instances: a soft maximum over the batch, with a
+        temperature between mean and maximum.
     Avoid when:
-        Labels are noisy, or groups are known (:class:`GroupDROLoss`).
+        Labels are noisy, or the temperature is low and one term owns the batch. For a weak group it shows no gain over
+        plain training in the shortcut suite.
 
     Deviations:
         See :class:`~reweigh.weighting.KLDRO`.
@@ -117,14 +111,6 @@ class KLDROLoss(_Instances):
     venue="CVPR 2016; CVaR: Rockafellar and Uryasev, Journal of Risk 2000",
     defaults={"alpha": ("0.2", "ours: tuned"), "gather": ("True", "ours: the joined batch's loss")},
     deviations=("See the weighting CVaR.",),
-    use_when=(
-        "A drop-in for cross-entropy over pixels or anchors, most of them solved: mean of the worst share, also called "
-        "top-k loss or online hard example mining."
-    ),
-    avoid_when=(
-        "Labels are noisy, or a known group is weak: plain training has the better worst group in the shortcut suite. "
-        "Small batches leave a few terms to learn from."
-    ),
     neutral={"alpha": 1.0},
     examples=({}, {"alpha": 0.5}),
 )
@@ -143,9 +129,11 @@ class CVaRLoss(_Instances):
         None. ``alpha`` may be a schedule.
 
     Use when:
-        Most terms are easy and solved: pixels, anchors.
+        A drop-in for cross-entropy over pixels or anchors, most of them solved: mean of the worst share, also called
+        top-k loss or online hard example mining.
     Avoid when:
-        Labels are noisy.
+        Labels are noisy, or a known group is weak: plain training has the better worst group in the shortcut suite.
+        Small batches leave a few terms to learn from.
 
     Deviations:
         See :class:`~reweigh.weighting.CVaR`.
@@ -192,14 +180,6 @@ class CVaRLoss(_Instances):
     venue="NeurIPS 2017, JMLR 2019",
     defaults={"rho": ("1.0", "ours: the radius is tuned"), "gather": ("True", "ours: the joined batch's loss")},
     deviations=("See the weighting ChiSquareDRO.",),
-    use_when=(
-        "A drop-in for cross-entropy on clean labels that weighs the harder samples of a batch up within a bounded "
-        "radius, and batches are large."
-    ),
-    avoid_when=(
-        "Labels are noisy, or batches so small that their variance is noise. Rare classes or known groups are the aim: "
-        "weights by counts reach them directly."
-    ),
     neutral={"rho": 0.0},
     examples=({}, {"rho": 0.1}),
 )
@@ -220,9 +200,11 @@ class ChiSquareDROLoss(_Instances):
         None. ``rho`` may be a schedule.
 
     Use when:
-        Hard instances should count more, in proportion to their loss.
+        A drop-in for cross-entropy on clean labels that weighs the harder samples of a batch up within a bounded
+        radius, and batches are large.
     Avoid when:
-        Labels are noisy.
+        Labels are noisy, or batches so small that their variance is noise. Rare classes or known groups are the aim:
+        weights by counts reach them directly.
 
     Deviations:
         See :class:`~reweigh.weighting.ChiSquareDRO`.
@@ -267,14 +249,6 @@ class ChiSquareDROLoss(_Instances):
     venue="ICLR 2021",
     defaults={"tilt": ("1.0", "ours: the paper tunes it"), "gather": ("True", "ours: the joined batch's loss")},
     deviations=("See the weighting Tilted.",),
-    use_when=(
-        "A drop-in for cross-entropy on data with outliers (negative tilt) or with a mean that hides hard instances "
-        "(positive tilt), and batches large enough for a soft extremum."
-    ),
-    avoid_when=(
-        "A negative tilt is on from the first step: warm it up from 0. A positive one meets wrong labels. With tilt 0 "
-        "it is plain cross-entropy."
-    ),
     neutral={"tilt": 0.0},
     examples=({}, {"tilt": -1.0}),
 )
@@ -295,9 +269,11 @@ class TiltedLoss(_Instances):
         None. ``tilt`` may be a schedule.
 
     Use when:
-        Instances should be treated more evenly (positive), or labels are noisy (negative).
+        A drop-in for cross-entropy on data with outliers (negative tilt) or with a mean that hides hard instances
+        (positive tilt), and batches large enough for a soft extremum.
     Avoid when:
-        The tilt is negative and training has only begun: warm it up from 0.
+        A negative tilt is on from the first step: warm it up from 0. A positive one meets wrong labels. With tilt 0 it
+        is plain cross-entropy.
 
     Deviations:
         See :class:`~reweigh.weighting.Tilted`.

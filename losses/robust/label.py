@@ -27,14 +27,6 @@ from ..registry import method
         "scores='softplus' works on logarithms: logits that are all below -745, where the authors' code is NaN, stay "
         "finite.",
     ),
-    use_when=(
-        "Labels are noisy, and a margin and a temperature between cross-entropy and the multi-class hinge can be "
-        "tuned. Accuracy rises in the noisy-label suite."
-    ),
-    avoid_when=(
-        "The loss has to stay positive, or probabilities have to be calibrated: a margin or another temperature spoils "
-        "them, as the noisy-label suite shows beside cross-entropy."
-    ),
     examples=(
         {},
         {"temperature": 10.0, "margin": 0.1, "scores": "softplus"},
@@ -59,10 +51,11 @@ class LDRLoss(Objective):
         None; ``temperature`` and ``margin`` may be schedules.
 
     Use when:
-        Labels are noisy and a margin or a temperature between cross-entropy and hinge is wanted.
+        Labels are noisy, and a margin and a temperature between cross-entropy and the multi-class hinge can be tuned.
+        Accuracy rises in the noisy-label suite.
     Avoid when:
-        The loss has to stay positive (it does not), or probabilities must be calibrated: with a margin or another
-        temperature they are not.
+        The loss has to stay positive, or probabilities have to be calibrated: a margin or another temperature spoils
+        them, as the noisy-label suite shows beside cross-entropy.
 
     Deviations:
         The logits are used as they are by default; ``scores="softplus"`` is the authors' code, and finite where that
@@ -121,14 +114,6 @@ class LDRLoss(Objective):
         "Temperatures are held at 1e-4 of the common one, which only alpha < 1 can reach.",
         "A row of zeros under scores='abs', NaN in the authors' code, stays as it is.",
     ),
-    use_when=(
-        "Labels are noisy to an unknown degree and samples have a stable index: each gets a temperature that falls as "
-        "the model grows sure. Accuracy rises in the noisy-label suite."
-    ),
-    avoid_when=(
-        "Samples have no index or are seen once: one temperature for all says the same. Calibrated probabilities are "
-        "needed: calibration is worse than by cross-entropy in that suite."
-    ),
     examples=(
         {"num_samples": 8},
         {"num_samples": 8, "temperature": 10.0, "alpha": 2.0, "margin": 0.1, "scores": "abs"},
@@ -157,9 +142,11 @@ class ALDRLoss(Objective):
         samples start at :math:`\lambda_0`.
 
     Use when:
-        Labels are noisy to an unknown degree: confident samples get a sharper, more robust loss than the others.
+        Labels are noisy to an unknown degree and samples have a stable index: each gets a temperature that falls as the
+        model grows sure. Accuracy rises in the noisy-label suite.
     Avoid when:
-        Samples have no stable index, or each is seen once: then LDR at one temperature says the same.
+        Samples have no index or are seen once: one temperature for all says the same. Calibrated probabilities are
+        needed: calibration is worse than by cross-entropy in that suite.
 
     Deviations:
         The table is written at the step, not in the forward; temperatures have a floor of :math:`10^{-4}\lambda_0`;

@@ -53,14 +53,6 @@ def _base(name: str, gamma: float | Schedule, q: float | Schedule, floor: float 
         "one and, by the precedence of 1 / 4 * (C - 1), a factor that grows with C for the other.",
         "No clamp of p at 1e-7.",
     ),
-    use_when=(
-        "The active part of a sum for noisy labels, or a study of which losses become robust when divided by their sum "
-        "over all classes."
-    ),
-    avoid_when=(
-        "It stands alone: normalised losses are robust but learn too little, as their paper found. On clean labels "
-        "plain cross-entropy fits better."
-    ),
     examples=({}, {"base": "focal"}, {"base": "gce", "q": 0.3}, {"base": "mae"}, {"base": "rce"}),
 )
 @final
@@ -89,9 +81,11 @@ class NormalizedLoss(Objective):
         None; ``gamma`` and ``q`` may be schedules.
 
     Use when:
-        Labels are noisy, as the active part of :class:`ActivePassiveLoss`.
+        The active part of a sum for noisy labels, or a study of which losses become robust when divided by their sum
+        over all classes.
     Avoid when:
-        Alone: normalised losses are robust but learn too little, the paper's finding.
+        It stands alone: normalised losses are robust but learn too little, as their paper found. On clean labels plain
+        cross-entropy fits better.
 
     Deviations:
         ``"focal"`` is differentiated throughout; ``"mae"`` and ``"rce"`` follow the definition.
@@ -148,14 +142,6 @@ class NormalizedLoss(Objective):
         "The gradient of 'nfl' is the formula's; the authors' code holds the modulators (1 - p)^gamma constant.",
         "No clamp of p at 1e-7.",
     ),
-    use_when=(
-        "Labels are noisy, classes few, and a robust loss should go on learning: a normalised part raises the target, "
-        "a passive part lowers the others, and both factors can be tuned."
-    ),
-    avoid_when=(
-        "Labels are clean, or there is no budget for factors and learning rate. The noisy-label suite shows no gain "
-        "over cross-entropy for the two pairs that it tries."
-    ),
     examples=(
         {},
         {"active": "ngce", "passive": "mae", "alpha": 10.0, "beta": 0.1},
@@ -180,9 +166,11 @@ class ActivePassiveLoss(Objective):
         None; the factors, ``gamma`` and ``q`` may be schedules.
 
     Use when:
-        Labels are noisy: robust like the mean absolute error, but it goes on learning.
+        Labels are noisy, classes few, and a robust loss should go on learning: a normalised part raises the target, a
+        passive part lowers the others, and both factors can be tuned.
     Avoid when:
-        Labels are clean, or classes are many and there is no budget to tune the factors (10 and 0.1 at 100 classes).
+        Labels are clean, or there is no budget for factors and learning rate. The noisy-label suite shows no gain over
+        cross-entropy for the two pairs that it tries.
 
     Deviations:
         ``"nfl"`` is differentiated throughout; p is not clamped.

@@ -34,14 +34,6 @@ from ..registry import method
         "Beliefs move from the first epoch on; the authors' stay uniform for one: ema=Piecewise([1.0, 0.95], [1]).",
         "Mixup and the contrastive loss are the caller's.",
     ),
-    use_when=(
-        "Each sample has several candidate labels of which one is meant and may be missing, samples have an index, and "
-        "a table of samples times classes fits."
-    ),
-    avoid_when=(
-        "Each sample has one label: a loss for noisy labels is simpler. Samples have no stable index, or the share of "
-        "sets without the true label is a mere guess."
-    ),
     examples=(
         {"num_samples": 8, "num_classes": 4},
         {"num_samples": 8, "num_classes": 4, "mixing": 0.5, "pseudo": "scale", "ema": 0.6},
@@ -69,9 +61,11 @@ class ALIMLoss(Objective):
         set by the ``epoch`` event. Evaluation writes nothing, and needs no index.
 
     Use when:
-        Each sample has several labels of which one is meant, and the one that is meant may be missing.
+        Each sample has several candidate labels of which one is meant and may be missing, samples have an index, and a
+        table of samples times classes fits.
     Avoid when:
-        Samples have no stable index, or the table (4 bytes times samples times classes) does not fit: see ``storage``.
+        Each sample has one label: a loss for noisy labels is simpler. Samples have no stable index, or the share of
+        sets without the true label is a mere guess.
 
     Deviations:
         The table is written at the step. The quantile counts each sample once. :math:`q` is the classifier's unless

@@ -27,14 +27,6 @@ _FLIPS = [[0.7, 0.1, 0.2, 0.0], [0.0, 1.0, 0.0, 0.0], [0.25, 0.0, 0.5, 0.25], [0
         "vanish on labels that the model holds impossible.",
         "The orientation is fixed and checked: T[k, j] = P(label j | clean k), rows sum to 1.",
     ),
-    use_when=(
-        "Label noise depends on the class alone and its transition matrix is known or well estimated: the minimiser "
-        "over all functions is then the classifier of clean labels."
-    ),
-    avoid_when=(
-        "The matrix is nearly singular or a guess, or noise depends on the sample: errors become bias. The noisy-label "
-        "suite shows no certain gain over cross-entropy."
-    ),
     neutral={"transition": _CLEAN},
     examples=({"transition": _FLIPS}, {"transition": _CLEAN, "reduction": "sum"}),
 )
@@ -54,10 +46,11 @@ class ForwardCorrectionLoss(Objective):
         None.
 
     Use when:
-        Label noise that depends on the class alone, with a transition matrix that is known or estimated; the minimiser
-        over all functions is the classifier of clean labels.
+        Label noise depends on the class alone and its transition matrix is known or well estimated: the minimiser over
+        all functions is then the classifier of clean labels.
     Avoid when:
-        T is nearly singular, or a guess: errors of T become bias.
+        The matrix is nearly singular or a guess, or noise depends on the sample: errors become bias. The noisy-label
+        suite shows no certain gain over cross-entropy.
 
     Deviations:
         No clipping; the orientation of T is checked.
@@ -100,14 +93,6 @@ class ForwardCorrectionLoss(Objective):
         "Weights have mean 1 where the authors' have sum 1, under a mean over the batch: the same value.",
         "The label's column of T, where the DWS code takes its row: the same for symmetric T only.",
     ),
-    use_when=(
-        "Class-dependent label noise with a known or estimated transition matrix, and a model that has learned "
-        "something but has not yet fitted the wrong labels."
-    ),
-    avoid_when=(
-        "The model is untrained, when weights are those of the matrix alone, or has fitted the wrong labels. Forward "
-        "correction needs no such care."
-    ),
     neutral={"transition": _CLEAN},
     examples=({"transition": _FLIPS}, {"transition": _CLEAN}),
 )
@@ -128,10 +113,11 @@ class TransitionReweightedLoss(Objective):
         None.
 
     Use when:
-        Label noise that depends on the class alone, with a transition matrix that is known or estimated.
+        Class-dependent label noise with a known or estimated transition matrix, and a model that has learned something
+        but has not yet fitted the wrong labels.
     Avoid when:
-        The model has not learned anything yet (weights are then those of T alone), or has fitted the wrong labels.
-        :class:`ForwardCorrectionLoss` needs no such care.
+        The model is untrained, when weights are those of the matrix alone, or has fitted the wrong labels. Forward
+        correction needs no such care.
 
     Deviations:
         Mean 1 under a mean; the column of T.

@@ -27,14 +27,6 @@ _LARGEST = 1e300
     official="YanqiDai/IGB4MTL@a10deaa81928 methods/loss_weight_methods.py",
     defaults={"eps": ("1e-8", "DB-MTL; IGB4MTL has none, and divides by 0 where a loss is 0")},
     deviations=("A loss below eps is taken as eps, instead of adding eps to every loss.",),
-    use_when=(
-        "Positive losses of different units that stay away from 0, where the same relative improvement is worth the "
-        "same in each task."
-    ),
-    avoid_when=(
-        "A loss comes near 0 or is negative. In the two-digit suite it is clearly worse than equal weights by mean "
-        "relative change: the regression is given up for the classifications."
-    ),
     examples=({"num_tasks": 8},),
 )
 @final
@@ -52,9 +44,11 @@ class ScaleInvariant(TaskWeighting):
         None; ``update_on = "never"``. Reads the batch: micro-batches have their own weights, ranks share theirs.
 
     Use when:
-        Losses have different units and stay away from 0.
+        Positive losses of different units that stay away from 0, where the same relative improvement is worth the same
+        in each task.
     Avoid when:
-        A task's loss reaches 0, where its weight would grow without bound (``eps`` bounds it), or is negative.
+        A loss comes near 0 or is negative. In the two-digit suite it is clearly worse than equal weights by mean
+        relative change: the regression is given up for the classifications.
 
     Deviations:
         A loss below ``eps`` is taken as ``eps``.
@@ -100,14 +94,6 @@ class ScaleInvariant(TaskWeighting):
     acts_on="task",
     defaults={"eps": ("1e-8", "ours: the paper has none, and a loss of 0 stops all tasks")},
     deviations=("A loss below eps is taken as eps.",),
-    use_when=(
-        "Positive losses of different units whose gradient should shrink as they fall; there is nothing to tune and "
-        "nothing to remember."
-    ),
-    avoid_when=(
-        "A loss comes near 0, which draws the whole total to 0, or is negative. It has the direction of the sum of "
-        "logarithms, which is worse than equal weights in the two-digit suite."
-    ),
     examples=({"num_tasks": 8},),
 )
 @final
@@ -129,10 +115,11 @@ class GeometricMean(TaskWeighting):
         None; ``update_on = "never"``. Reads the batch: micro-batches have their own weights, ranks share theirs.
 
     Use when:
-        Losses have different units, and the gradient should shrink as they fall, which that of
-        :class:`ScaleInvariant` does not.
+        Positive losses of different units whose gradient should shrink as they fall; there is nothing to tune and
+        nothing to remember.
     Avoid when:
-        A task's loss reaches 0, which drags the whole total towards 0, or is negative.
+        A loss comes near 0, which draws the whole total to 0, or is negative. It has the direction of the sum of
+        logarithms, which is worse than equal weights in the two-digit suite.
 
     Deviations:
         A loss below ``eps`` is taken as ``eps``, and logarithms are averaged: the product itself underflows.
@@ -186,14 +173,6 @@ def _mean(values: Tensor, present: Tensor) -> Tensor:
     acts_on="task",
     defaults={"eps": ("1e-8", "a public LibMTL-style class")},
     deviations=("A negative loss is taken as 0.",),
-    use_when=(
-        "Uncertainty weighting would be right but its parameters lag behind the losses: each loss is divided by its "
-        "own value, with nothing to learn."
-    ),
-    avoid_when=(
-        "A loss reaches 0 or is negative, or batches are small, whose noise the weights follow. Its gradient is that "
-        "of the sum of logarithms, worse than equal weights in the two-digit suite."
-    ),
     examples=({"num_tasks": 8},),
 )
 @final
@@ -213,10 +192,11 @@ class UWO(TaskWeighting):
         None; ``update_on = "never"``. Reads the batch: micro-batches have their own weights, ranks share theirs.
 
     Use when:
-        :class:`Uncertainty` would be right, but its parameters lag behind the losses.
+        Uncertainty weighting would be right but its parameters lag behind the losses: each loss is divided by its own
+        value, with nothing to learn.
     Avoid when:
-        A task's loss reaches 0, where its weight is :math:`1/\epsilon`, or is negative. Batches are small: the weight
-        follows the noise of the batch.
+        A loss reaches 0 or is negative, or batches are small, whose noise the weights follow. Its gradient is that of
+        the sum of logarithms, worse than equal weights in the two-digit suite.
 
     Deviations:
         A negative loss is taken as 0.
@@ -263,14 +243,6 @@ class UWO(TaskWeighting):
         "normalize": ("'sum_to_1'", "paper"),
     },
     deviations=("A negative loss is taken as 0.", "Weights are computed in float64 with the largest taken off."),
-    use_when=(
-        "Losses are in comparable units, and a temperature can be tuned that says how far weight goes to tasks with "
-        "small losses."
-    ),
-    avoid_when=(
-        "Losses differ in scale or nobody tunes the temperature: the default gives nearly everything to the smallest "
-        "loss. Divide by first losses, or stay with equal weights."
-    ),
     examples=({"num_tasks": 8}, {"num_tasks": 8, "temperature": 5.0, "normalize": "sum_to_k"}),
 )
 @final
@@ -293,10 +265,11 @@ class UWSO(TaskWeighting):
         their own weights, ranks share theirs.
 
     Use when:
-        Losses are in comparable units and you can tune :math:`T`.
+        Losses are in comparable units, and a temperature can be tuned that says how far weight goes to tasks with small
+        losses.
     Avoid when:
-        Losses differ in scale: the weights are not scale invariant, and :math:`T = 1` then gives everything to the
-        smallest loss. Divide by first values (``init="first"``), and tune :math:`T` to what is left.
+        Losses differ in scale or nobody tunes the temperature: the default gives nearly everything to the smallest
+        loss. Divide by first losses, or stay with equal weights.
 
     Deviations:
         A negative loss is taken as 0.
@@ -352,14 +325,6 @@ class UWSO(TaskWeighting):
     official="median-research-group/LibMTL@43368048 LibMTL/weighting/RLW.py",
     defaults={"seed": ("0", "ours"), "normalize": ("'sum_to_1'", "paper")},
     deviations=("Draws come from a generator of their own, keyed by seed and step.",),
-    use_when=(
-        "A comparison of task weightings needs a control, which tells whether a method does more than weights drawn at "
-        "random."
-    ),
-    avoid_when=(
-        "A gain is expected: on average these are equal weights, with noise in the gradient. Short training does not "
-        "even the draws out."
-    ),
     examples=({"num_tasks": 8}, {"seed": 3, "num_tasks": 8, "normalize": "sum_to_k"}),
 )
 @final
@@ -378,9 +343,11 @@ class RLW(TaskWeighting):
         numbers are neither read nor moved.
 
     Use when:
-        You want to know whether a method's weights do more than random ones.
+        A comparison of task weightings needs a control, which tells whether a method does more than weights drawn at
+        random.
     Avoid when:
-        Training is short: the mean over steps has to even out.
+        A gain is expected: on average these are equal weights, with noise in the gradient. Short training does not even
+        the draws out.
 
     Deviations:
         The draws are keyed by seed and step, instead of taken from the global generator, which differs between ranks.

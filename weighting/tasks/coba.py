@@ -83,14 +83,6 @@ class _Desk:
         "A task without a slope has the mean weight, and the others are balanced among themselves.",
         "Records are counted, not steps: with a probe every n steps, warmup and history count probes.",
     ),
-    use_when=(
-        "Tasks of one model converge at different speeds, some of them overfit, and a validation batch after each step "
-        "is affordable."
-    ),
-    avoid_when=(
-        "Losses are in raw units: no gain over equal weights in the two-digit suite. With losses divided by their "
-        "first values it gains there, but no more than that division alone, at more cost."
-    ),
     examples=(
         {"num_tasks": 8},
         {"num_tasks": 8, "warmup": 1, "history": 4, "tau": 2.0, "renormalize": False},
@@ -127,12 +119,11 @@ class CoBa(TaskWeighting):
         event. A task's baseline is the first record that has it. Time and memory do not depend on the losses.
 
     Use when:
-        Tasks converge at different speeds, some of them overfit, and a validation batch is cheap: the paper measures
-        one after every step (:class:`~reweigh.lightning_callbacks.ValidationProbe`).
+        Tasks of one model converge at different speeds, some of them overfit, and a validation batch after each step is
+        affordable.
     Avoid when:
-        Validation is rare: the warm-up lasts 100 records. Losses are negative or start at 0, where the ratios mean
-        nothing. A task diverges whose ratio is not the largest: the divergence factor does not see it, and it is held
-        back by the second softmax alone.
+        Losses are in raw units: no gain over equal weights in the two-digit suite. With losses divided by their first
+        values it gains there, but no more than that division alone, at more cost.
 
     Deviations:
         See the record: a declared capacity, absent and non-finite losses skipped, equal weights where slopes vanish, a

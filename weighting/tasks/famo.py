@@ -45,14 +45,6 @@ def adam(slope: Tensor, moments: Tensor, steps: Tensor, known: Tensor, lr: float
         "A loss below its minimum counts as the minimum, where the authors take the logarithm of a negative number.",
         "The shared gradient is not clipped: that is the optimizer's side of the loop.",
     ),
-    use_when=(
-        "No task may be left behind, the units of the losses differ, and one more forward pass per step, without "
-        "gradient, is affordable."
-    ),
-    avoid_when=(
-        "Losses are negative or reach 0, or dropout and augmentation differ between the two passes: the measured "
-        "change is then noise. With losses of one unit, constant weights are simpler."
-    ),
     examples=(
         {"num_tasks": 8},
         {"num_tasks": 8, "min_losses": [0.01] * 4 + [0.2] * 4, "weight_decay": 0.0},
@@ -86,11 +78,11 @@ class FAMO(TaskWeighting):
         not come (an optimizer step that was skipped under AMP), the logits stay.
 
     Use when:
-        One more forward pass per step, without gradient, can be paid for, and tasks must not be left behind; units of
-        the losses do not matter.
+        No task may be left behind, the units of the losses differ, and one more forward pass per step, without
+        gradient, is affordable.
     Avoid when:
-        Losses are negative or reach 0 (:math:`\log D` is all there is), or the losses after the step would be computed
-        with another dropout mask or other augmentation than those before it: then :math:`\delta` is noise.
+        Losses are negative or reach 0, or dropout and augmentation differ between the two passes: the measured change
+        is then noise. With losses of one unit, constant weights are simpler.
 
     Deviations:
         Tasks without a loss before and after are left alone; a loss below its minimum counts as the minimum; no

@@ -20,14 +20,6 @@ from .base import TaskWeighting
     paper="none",
     venue="textbook",
     acts_on="task",
-    use_when=(
-        "Losses are in comparable units, or good weights are known or can be tuned on validation data: the baseline "
-        "that adaptive methods have to beat, and do not in the two-digit suite."
-    ),
-    avoid_when=(
-        "Losses have units of their own and nobody tunes: dividing them by their first values does nearly as well as "
-        "tuned constants in the two-digit suite."
-    ),
     neutral={"weights": 1.0, "num_tasks": 8},
     examples=({"weights": [0.5, 1.0, 2.0, 4.0, 1.0, 1.0, 0.0, 3.0], "num_tasks": 8},),
 )
@@ -46,10 +38,11 @@ class Fixed(TaskWeighting):
         None of its own; ``update_on = "never"``. Schedules inside move by their own steps or epochs.
 
     Use when:
-        The tasks' losses are in comparable units, or good weights are known. Tuned constants are the baseline that
-        adaptive methods have to beat.
+        Losses are in comparable units, or good weights are known or can be tuned on validation data: the baseline that
+        adaptive methods have to beat, and do not in the two-digit suite.
     Avoid when:
-        Losses have units: divide them by their first values (``MultiTaskLoss(..., init="first")``).
+        Losses have units of their own and nobody tunes: dividing them by their first values does nearly as well as
+        tuned constants in the two-digit suite.
 
     Deviations:
         None: there is no paper.
@@ -114,14 +107,6 @@ class Fixed(TaskWeighting):
     venue="NeurIPS 2023",
     acts_on="task",
     defaults={"by": ("'step'", "ours")},
-    use_when=(
-        "Tasks come one after another, as high-resource languages before the full mixture do, or another task "
-        "weighting should begin at a given step or epoch."
-    ),
-    avoid_when=(
-        "A jump of the weights upsets the optimizer: a ramp is gentler. A task of weight 0 is still computed: leave it "
-        "out of the batch instead."
-    ),
     neutral={"stages": {0: 1.0}, "num_tasks": 8},
     examples=(
         {"stages": {0: 1.0, 3: [0.0, 1.0, 2.0, 0.5, 1.0, 1.0, 1.0, 3.0]}, "num_tasks": 8},
@@ -144,10 +129,11 @@ class Staged(TaskWeighting):
         The number of steps or epochs behind us; ``update_on`` is what ``by`` says.
 
     Use when:
-        Tasks come one after another, as in pre-training on high-resource tasks before all are mixed. A product gates
-        another method: ``Staged({0: {"large": 1, "small": 0}, 1000: 1}) * DWA()``.
+        Tasks come one after another, as high-resource languages before the full mixture do, or another task weighting
+        should begin at a given step or epoch.
     Avoid when:
-        A jump of the weights upsets the optimizer: use :class:`Ramp`.
+        A jump of the weights upsets the optimizer: a ramp is gentler. A task of weight 0 is still computed: leave it
+        out of the batch instead.
 
     Deviations:
         None. The paper samples tasks by stage; a weight of 0 has their gradient left out, but still computes it: do not
@@ -220,14 +206,6 @@ class Staged(TaskWeighting):
         "shape": ("'linear'", "ours"),
         "by": ("'step'", "ours"),
     },
-    use_when=(
-        "One auxiliary task should come in late or leave before the end, alone or in a product with another task "
-        "weighting."
-    ),
-    avoid_when=(
-        "Weights have to keep their sum, which those of a product need not. An auxiliary task that helps throughout "
-        "needs a constant weight only."
-    ),
     neutral={"task": 0, "start": 1.0, "duration": 2, "num_tasks": 8},
     examples=(
         {"task": 2, "duration": 3, "num_tasks": 8},
@@ -250,10 +228,11 @@ class Ramp(TaskWeighting):
         The schedule's position, which moves by steps or epochs. None of its own; ``update_on = "never"``.
 
     Use when:
-        An auxiliary task is to come in late, or to leave before the end. A product composes it with any method:
-        ``Ramp("aux", duration=500) * DWA()``.
+        One auxiliary task should come in late or leave before the end, alone or in a product with another task
+        weighting.
     Avoid when:
-        The other weights shall sum up as before: those of a product need not.
+        Weights have to keep their sum, which those of a product need not. An auxiliary task that helps throughout needs
+        a constant weight only.
 
     Deviations:
         None: there is no paper.
@@ -354,11 +333,6 @@ def _tempered(logs: Tensor, temperature: float | Tensor) -> Tensor:
     acts_on="task",
     defaults={"temperature": ("5.0", "usual in multilingual translation"), "drawn": ("'by_size'", "ours")},
     deviations=("Weights instead of sampling: the same expectation, another variance.",),
-    use_when="Data sets or languages of very different sizes are trained together, and the sampler cannot be changed.",
-    avoid_when=(
-        "You can sample: sampling at the same temperature spends nothing on samples of small weight, and repeats of a "
-        "small task are not one sample with a large weight."
-    ),
     neutral={"counts": [9.0, 1.0, 4.0, 2.0, 7.0, 3.0, 5.0, 8.0], "temperature": 1.0, "num_tasks": 8},
     examples=(
         {"counts": [40, 10, 20, 30, 50, 12, 25, 15], "num_tasks": 8},
@@ -384,10 +358,10 @@ class TemperatureMixing(TaskWeighting):
         None of its own; ``update_on = "never"``. A schedule inside moves by its own steps or epochs.
 
     Use when:
-        Data sets have very different sizes and you do not want to change the sampler.
+        Data sets or languages of very different sizes are trained together, and the sampler cannot be changed.
     Avoid when:
-        You can sample: :func:`mixing_probabilities` spends no computation on samples of small weight, and repeated
-        samples of a small task are not one sample with a large weight.
+        You can sample: sampling at the same temperature spends nothing on samples of small weight, and repeats of a
+        small task are not one sample with a large weight.
 
     Deviations:
         Weights instead of sampling.

@@ -70,13 +70,6 @@ def grouped(scores: Tensor, present: Tensor, groups: int) -> Tensor:
         "Groups are the exact optimum of k-means on a line; the authors call one that their file does not import.",
         "The shares are kept as logarithms; a loss below eps is taken as eps in the score.",
     ),
-    use_when=(
-        "Many tasks of different units, some of them alike: tasks with like scores form a group and share one weight."
-    ),
-    avoid_when=(
-        "Tasks are two or three, for which groups mean little, or a loss reaches 0 or is negative. Losses orders of "
-        "magnitude apart give large weights: normalise them, or tune the learning rate anew."
-    ),
     neutral={"groups": 1, "normalize": "sum_to_k", "num_tasks": 8},
     examples=(
         {"num_tasks": 8, "normalize": "sum_to_k"},
@@ -104,10 +97,10 @@ class GO4Align(Remembering):
         An absent task keeps its share, and the others divide what is theirs.
 
     Use when:
-        Many tasks, some of them alike, of different units.
+        Many tasks of different units, some of them alike: tasks with like scores form a group and share one weight.
     Avoid when:
-        A task's loss reaches 0 or is negative (``eps`` bounds its score). Where losses differ by orders of magnitude
-        scores are large, and a learning rate that was tuned for a plain sum is too: use ``normalize="sum_to_k"``.
+        Tasks are two or three, for which groups mean little, or a loss reaches 0 or is negative. Losses orders of
+        magnitude apart give large weights: normalise them, or tune the learning rate anew.
 
     Deviations:
         Exact groups instead of those of an iteration; ``eps``. Equal scores are always in one group.

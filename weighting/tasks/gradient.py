@@ -66,14 +66,6 @@ class GradientWeighting(TaskWeighting):
         "A task that is absent, or whose gradient is not finite, keeps its weight; the others share the rest.",
         "Over micro-batches the norms are averaged, not the gradients.",
     ),
-    use_when=(
-        "One task's gradient drowns the others' in a shared trunk, and one more partial backward pass per task, down "
-        "to a shared layer, is affordable."
-    ),
-    avoid_when=(
-        "Tasks share no layer, or losses are negative or 0 at first. Where losses merely differ in unit, dividing them "
-        "by their first values costs nothing and comes first."
-    ),
     neutral={"num_tasks": 8, "lr": 0.0},
     examples=(
         {"num_tasks": 8},
@@ -108,13 +100,11 @@ class GradNorm(GradientWeighting):
         all-reduce of K times as many numbers as they have).
 
     Use when:
-        One task's gradient drowns the others' in a shared trunk.
+        One task's gradient drowns the others' in a shared trunk, and one more partial backward pass per task, down to a
+        shared layer, is affordable.
     Avoid when:
-        Losses are negative, or are 0 at first (such a task waits for its first positive loss). With ``optimizer="sgd"``
-        the step is :math:`\eta` times a gradient *norm*: where that is far from 1, choose ``lr`` for it or take
-        ``"adam"``. Shared parameters must be whole on each process (where they are sharded, give the activation);
-        checkpointing of what lies above must be the non-reentrant one. ``DistributedDataParallel(static_graph=True)``
-        is refused, and the call cannot be inside ``torch.compile(fullgraph=True)`` (a compiled model is fine).
+        Tasks share no layer, or losses are negative or 0 at first. Where losses merely differ in unit, dividing them by
+        their first values costs nothing and comes first.
 
     Deviations:
         An optimizer of its own; closed form; a least weight; ties; absent tasks keep their weight; norms are averaged
@@ -246,14 +236,6 @@ class GradNorm(GradientWeighting):
         "Norms are those of the joined batch, so that ranks and one process agree; the authors average local norms.",
         "A norm that is not finite is left out. Before any norm was seen, each counts as 1.",
     ),
-    use_when=(
-        "Several losses compare one output with one target, as spectral, waveform and adversarial losses do, and each "
-        "should have a fixed share of the gradient there."
-    ),
-    avoid_when=(
-        "Tasks have heads of their own and share no output: balance at the last shared layer. A loss whose gradient "
-        "was 0 for long returns with a huge weight."
-    ),
     examples=({"num_tasks": 8}, {"num_tasks": 8, "shares": [1.0, 2.0] * 4, "decay": 0.5, "total_norm": 3.0}),
 )
 @final
@@ -276,10 +258,11 @@ class OutputGradientBalancer(GradientWeighting):
         Micro-batches are averaged; ranks add K norms.
 
     Use when:
-        Several losses compare one output with one target (spectra, waveforms, adversarial losses).
+        Several losses compare one output with one target, as spectral, waveform and adversarial losses do, and each
+        should have a fixed share of the gradient there.
     Avoid when:
-        Tasks have heads of their own and share no output; take :class:`GradNorm` at the last shared layer. A task whose
-        gradient is 0 for long gets a weight near :math:`R c_k / \epsilon`.
+        Tasks have heads of their own and share no output: balance at the last shared layer. A loss whose gradient was 0
+        for long returns with a huge weight.
 
     Deviations:
         Weights act on whole losses; norms are of the joined batch; norms that are not finite are left out.

@@ -27,11 +27,6 @@ from .base import TaskWeighting, mean_of, number_of, safe_ratio, softmax_over
         "With a window: weights move once 2 n steps are known, by the steps before this one. The public code starts at "
         "step n + 2, when its older window still holds ones (whatever the unit), and counts the step at hand.",
     ),
-    use_when="Tasks with losses of one unit learn at different speeds, and a mean loss per epoch is known for each.",
-    avoid_when=(
-        "Losses differ by orders of magnitude: ratios have no unit, so a large loss keeps its dominance, and the "
-        "two-digit suite shows no gain over equal weights. Divide by first losses before."
-    ),
     examples=({"num_tasks": 8}, {"num_tasks": 8, "temperature": 0.5, "window": 2}),
 )
 @final
@@ -53,10 +48,10 @@ class DWA(TaskWeighting):
         added over ranks at every step. A task unseen for a whole epoch keeps its means.
 
     Use when:
-        Tasks have losses of one unit and learn at different speeds.
+        Tasks with losses of one unit learn at different speeds, and a mean loss per epoch is known for each.
     Avoid when:
-        Losses differ by orders of magnitude: ratios are unit-free, so a large loss keeps its dominance; combine with
-        ``init="first"``.
+        Losses differ by orders of magnitude: ratios have no unit, so a large loss keeps its dominance, and the two-
+        digit suite shows no gain over equal weights. Divide by first losses before.
 
     Deviations:
         Epoch means count samples, not batches, where ``counts=`` is given; a mean of 0 gives ratio 1. A window waits
@@ -182,14 +177,6 @@ def shared_out(weights: Tensor, known: Tensor) -> Tensor:
         "A task without a base mean (first seen later) has gap 1, and gets its base from the next epoch that it is in.",
         "A loss below eps is taken as eps in the logarithm.",
     ),
-    use_when=(
-        "Losses of different units stay away from 0, and tasks lag behind one another after an early epoch, whose mean "
-        "losses serve as the base."
-    ),
-    avoid_when=(
-        "A loss reaches 0 or is negative, or training is only a few epochs: it is then the sum of logarithms, which "
-        "does worse than equal weights in the two-digit suite."
-    ),
     examples=({"num_tasks": 8}, {"num_tasks": 8, "base_epoch": 0}),
 )
 @final
@@ -212,9 +199,11 @@ class IGB(Remembering):
         their own weights, ranks share theirs.
 
     Use when:
-        Losses have different units and stay away from 0; tasks lag behind one another after the first epochs.
+        Losses of different units stay away from 0, and tasks lag behind one another after an early epoch, whose mean
+        losses serve as the base.
     Avoid when:
-        A task's loss reaches 0, where its weight would grow without bound (``eps`` bounds it), or is negative.
+        A loss reaches 0 or is negative, or training is only a few epochs: it is then the sum of logarithms, which does
+        worse than equal weights in the two-digit suite.
 
     Deviations:
         The base counts samples; a task that comes later gets its own; losses are held at ``eps`` or above. IGB-v2,
@@ -291,7 +280,7 @@ class IGB(Remembering):
 @method(
     "softadapt",
     paper="SoftAdapt: Techniques for Adaptive Loss Weighting of Neural Networks with Multi-Part Loss Functions",
-    venue="arXiv 1912.12355",
+    venue="arXiv 1912.12355, 2019",
     acts_on="task",
     official="dr-aheydari/SoftAdapt@40e2fdd47078 softadapt/algorithms, softadapt/base",
     defaults={
@@ -305,14 +294,6 @@ class IGB(Remembering):
         "variant='normalized' divides slopes by the sum of their magnitudes; the authors' code divides by their plain "
         "sum, which turns the preference round where losses fall on balance.",
         "Weights sum to 1 from the beginning, instead of starting at 1 each.",
-    ),
-    use_when=(
-        "Tasks with losses of one unit that stall at different times, and mean losses steady enough for a slope to "
-        "mean something."
-    ),
-    avoid_when=(
-        "Losses differ by orders of magnitude: slopes have their units, so the largest task decides; normalise first. "
-        "Means of single steps are noisy: let it follow epochs."
     ),
     examples=(
         {"num_tasks": 8},
@@ -340,10 +321,11 @@ class SoftAdapt(Remembering):
         part in its own weights. A task unseen for a while keeps its losses.
 
     Use when:
-        Tasks have losses of one unit and stall at different times.
+        Tasks with losses of one unit that stall at different times, and mean losses steady enough for a slope to mean
+        something.
     Avoid when:
-        Losses differ by orders of magnitude: slopes have the losses' units, so the largest task decides
-        (``variant="normalized"`` or ``init="first"`` helps), or step means are noisy (``by="epoch"``).
+        Losses differ by orders of magnitude: slopes have their units, so the largest task decides; normalise first.
+        Means of single steps are noisy: let it follow epochs.
 
     Deviations:
         One difference instead of a longer stencil; slopes are normalised by the sum of magnitudes; weights sum to 1
@@ -432,14 +414,6 @@ class SoftAdapt(Remembering):
         "Every task has its own count of steps, so that one first seen later starts at 1 / K.",
         "A running mean of 0 gives ratio 1; the mean ratio is taken by magnitude.",
     ),
-    use_when=(
-        "Many losses of different units, none to be favoured: a task is weighed by how much its loss still varies in "
-        "relation to its mean, and units cancel."
-    ),
-    avoid_when=(
-        "A task's loss is noise around a constant, which counts as progress here. In long runs the statistics cover "
-        "all of training, so that weights hardly move; ratios of epoch means react sooner."
-    ),
     examples=({"num_tasks": 8}, {"num_tasks": 8, "eps": 1e-2}),
 )
 @final
@@ -460,10 +434,11 @@ class CoefficientOfVariation(Remembering):
         hand has no part in its own weights. A task that is not seen keeps its statistics.
 
     Use when:
-        Many losses of different units, none to be favoured: units cancel.
+        Many losses of different units, none to be favoured: a task is weighed by how much its loss still varies in
+        relation to its mean, and units cancel.
     Avoid when:
-        A task's loss is noise around a constant: its variation is weighed as if it were progress. Statistics cover the
-        whole training, so weights change ever more slowly.
+        A task's loss is noise around a constant, which counts as progress here. In long runs the statistics cover all
+        of training, so that weights hardly move; ratios of epoch means react sooner.
 
     Deviations:
         Counts per task. The authors' optional decay of the means is not here.

@@ -81,14 +81,6 @@ class LogScale(TaskWeighting):
         "s is held in bounds: in the forward pass at once, in the parameter at every step event.",
         "An absent task gets no regulariser, which would pull its s down.",
     ),
-    use_when=(
-        "Task losses are negative log-likelihoods up to scale, and a noise level per task can be learned in a "
-        "parameter group without weight decay."
-    ),
-    avoid_when=(
-        "A loss reaches 0 or is negative, or units are raw: no certain gain over equal weights in the two-digit suite "
-        "then, and short of tuned constants there with losses divided by their first values."
-    ),
     examples=(
         {"num_tasks": 8},
         {"num_tasks": 8, "init": 0.25, "kind": ["gaussian", "laplace", "categorical", "gaussian"] * 2},
@@ -115,10 +107,11 @@ class Uncertainty(LogScale):
         (``loss.parameter_groups()``). Held in ``bounds`` at every step. Ranks agree, because its gradient is averaged.
 
     Use when:
-        Tasks have losses that are negative log-likelihoods up to scale.
+        Task losses are negative log-likelihoods up to scale, and a noise level per task can be learned in a parameter
+        group without weight decay.
     Avoid when:
-        A task's loss reaches 0 (its weight grows up to the bound) or is negative, or losses are in raw units and
-        training is short: :math:`s` starts far from :math:`\log L`; use ``init="first"`` of the objective.
+        A loss reaches 0 or is negative, or units are raw: no certain gain over equal weights in the two-digit suite
+        then, and short of tuned constants there with losses divided by their first values.
 
     Deviations:
         ``s`` is bounded; absent tasks have no regulariser.
@@ -194,14 +187,6 @@ class Uncertainty(LogScale):
         "sigma is held in bounds: in the forward pass at once, in the parameter at every step event.",
         "An absent task gets no regulariser.",
     ),
-    use_when=(
-        "Learned task uncertainties whose total has to stay positive, or a model with an automatic weighted loss that "
-        "is to be reproduced."
-    ),
-    avoid_when=(
-        "Losses are in raw units, far from where the learned scales begin: divide by first losses. Tuned constants "
-        "beat the related uncertainty weighting in the two-digit suite."
-    ),
     examples=({"num_tasks": 8}, {"init": 0.5, "num_tasks": 8}, {"raw": True, "num_tasks": 8}),
 )
 @final
@@ -223,10 +208,11 @@ class RevisedUncertainty(LogScale):
         (``loss.parameter_groups()``). Held in ``bounds`` at every step. Ranks agree, because its gradient is averaged.
 
     Use when:
-        A total that stays positive matters, or you reproduce an ``AutomaticWeightedLoss``.
+        Learned task uncertainties whose total has to stay positive, or a model with an automatic weighted loss that is
+        to be reproduced.
     Avoid when:
-        Losses are in raw units; use ``init="first"`` of the objective. ``raw`` with a large learning rate: a step may
-        carry :math:`\sigma` across 0, where the weight is largest.
+        Losses are in raw units, far from where the learned scales begin: divide by first losses. Tuned constants beat
+        the related uncertainty weighting in the two-digit suite.
 
     Deviations:
         Learns :math:`\log \sigma^2` unless ``raw``; it is bounded; absent tasks have no regulariser.
@@ -324,14 +310,6 @@ class RevisedUncertainty(LogScale):
         "s is held in bounds: in the forward pass at once, in the parameter at every step event.",
         "An absent task gets no regulariser.",
     ),
-    use_when=(
-        "Positive losses of different units and noisy batches: learned factors, which move slowly, settle to the "
-        "gradient of the sum of logarithms."
-    ),
-    avoid_when=(
-        "A loss reaches 0 or is negative, or losses are large at first: divide them by their first values. The sum of "
-        "logarithms is worse than equal weights in the two-digit suite."
-    ),
     examples=({"num_tasks": 8}, {"init": 0.25, "num_tasks": 8}),
 )
 @final
@@ -352,11 +330,11 @@ class IMTLL(LogScale):
         (``loss.parameter_groups()``). Held in ``bounds`` at every step. Ranks agree, because its gradient is averaged.
 
     Use when:
-        Losses have different units, and batches are too noisy for :class:`ScaleInvariant`, to whose gradient this one
-        settles.
+        Positive losses of different units and noisy batches: learned factors, which move slowly, settle to the gradient
+        of the sum of logarithms.
     Avoid when:
-        A task's loss reaches 0 (its weight grows up to the bound) or is negative. Losses are large at the start:
-        the gradient of :math:`s_k` is :math:`e^{s_k} L_k - 1`; use ``init="first"`` of the objective.
+        A loss reaches 0 or is negative, or losses are large at first: divide them by their first values. The sum of
+        logarithms is worse than equal weights in the two-digit suite.
 
     Deviations:
         ``s`` is bounded; absent tasks have no regulariser. The paper's gradient balance (IMTL-G) is not part of it.
@@ -414,14 +392,6 @@ class IMTLL(LogScale):
         "The prior is a constant beside the learned number instead of its first value: the same trajectory.",
         "Regularisers of the model are not weighed on their own; name them as tasks, or add them to the total.",
     ),
-    use_when=(
-        "You reproduce the paper's registration model, or know good weights and want training to move them a little, "
-        "at a small learning rate."
-    ),
-    avoid_when=(
-        "Training is long or losses differ in size, and the entropy term is 0: all weight ends at the task with the "
-        "smallest loss. Constant weights do not collapse."
-    ),
     examples=({"num_tasks": 8}, {"prior": [1.0, 2.0, 0.5, 1.0, 1.0, 4.0, 1.0, 0.1], "num_tasks": 8, "entropy": 0.5}),
 )
 @final
@@ -446,10 +416,11 @@ class LearnedSoftmax(TaskWeighting):
         (``loss.parameter_groups()``). Ranks agree, because its gradient is averaged.
 
     Use when:
-        You reproduce the paper, or know good weights (``prior``) and let training move them a little, with a small
-        learning rate.
+        You reproduce the paper's registration model, or know good weights and want training to move them a little, at a
+        small learning rate.
     Avoid when:
-        Training is long or losses differ in size, with ``entropy=0``: one task takes all.
+        Training is long or losses differ in size, and the entropy term is 0: all weight ends at the task with the
+        smallest loss. Constant weights do not collapse.
 
     Deviations:
         ``entropy`` is ours. The paper's layer weighs regularisers in a second softmax; here they are tasks as others.

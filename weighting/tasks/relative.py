@@ -23,7 +23,7 @@ LEAST = 1e-100
 @method(
     "normalized_loss_balance",
     paper="Mitigating the Accuracy-Robustness Trade-off via Multi-Teacher Adversarial Distillation",
-    venue="arXiv 2306.16170 (MTARD)",
+    venue="arXiv 2306.16170, 2023 (MTARD)",
     acts_on="task",
     official="zhaoshiji123/MTARD@a46fbc24925b mtard/mtard_resnet18_cifar10.py",
     defaults={
@@ -33,14 +33,6 @@ LEAST = 1e-100
     deviations=(
         "Any number of tasks; the authors have two.",
         "First losses are means of a task's first step, not of its first micro-batch.",
-    ),
-    use_when=(
-        "Tasks should fall at one pace in relation to their first losses, as the teachers of a multi-teacher "
-        "distillation should."
-    ),
-    avoid_when=(
-        "A first loss is close to 0, negative or not typical, since all later ratios rest on it: warm up first. "
-        "Dividing by first losses once needs no step size."
     ),
     examples=({"num_tasks": 8}, {"num_tasks": 8, "rate": 0.5, "beta": 2.0}),
 )
@@ -64,10 +56,11 @@ class NormalizedLossBalance(Remembering):
         An absent task keeps its weight, and the others share what is theirs.
 
     Use when:
-        Tasks are to fall at one relative pace, as teachers in a distillation.
+        Tasks should fall at one pace in relation to their first losses, as the teachers of a multi-teacher distillation
+        should.
     Avoid when:
-        A first loss is close to 0 (warm up first), or losses are negative: a task whose first loss is not positive has
-        ratio 1.
+        A first loss is close to 0, negative or not typical, since all later ratios rest on it: warm up first. Dividing
+        by first losses once needs no step size.
 
     Deviations:
         Any number of tasks; first losses are means of a step. Ratios below 1e-100 count as that.
@@ -145,13 +138,6 @@ class NormalizedLossBalance(Remembering):
         "First losses are means of a task's first step of the epoch, not of the first micro-batch.",
         "A task that is absent from that step takes its first loss where it first appears in the epoch.",
     ),
-    use_when=(
-        "Many related tasks of one kind, of which some are learned much sooner than others, and epochs of many steps."
-    ),
-    avoid_when=(
-        "Single batches are noisy: two of them are compared, and the first decides a whole epoch. Ratios of epoch "
-        "means, as in dynamic weight averaging, are steadier."
-    ),
     neutral={"alpha": 0.0, "num_tasks": 8},
     examples=({"num_tasks": 8}, {"num_tasks": 8, "alpha": 1.5, "normalize": None}),
 )
@@ -173,10 +159,10 @@ class LossBalancedTaskWeighting(Remembering):
         their own weights, ranks share theirs.
 
     Use when:
-        Many related tasks of one kind, of which some are learned much sooner.
+        Many related tasks of one kind, of which some are learned much sooner than others, and epochs of many steps.
     Avoid when:
-        Single batches are noisy: the ratio compares two of them, and the first decides a whole epoch. Losses are
-        negative: a task whose first loss is not positive has ratio 1.
+        Single batches are noisy: two of them are compared, and the first decides a whole epoch. Ratios of epoch means,
+        as in dynamic weight averaging, are steadier.
 
     Deviations:
         First losses are means of a step, and a late task takes its own. Ratios below 1e-100 count as that.
@@ -246,7 +232,7 @@ def look_back(seed: int, step: int, rho: float) -> float:
 @method(
     "relobralo",
     paper="Multi-Objective Loss Balancing for Physics-Informed Deep Learning",
-    venue="arXiv 2110.09813",
+    venue="arXiv 2110.09813, 2021",
     acts_on="task",
     official="rbischof/relative_balancing@b3c76d2bed7c src/update_rules.py, src/train.py",
     defaults={
@@ -258,14 +244,6 @@ def look_back(seed: int, step: int, rho: float) -> float:
     deviations=(
         "No warm-up rule: the authors' code takes alpha = 0 in the second step, and its losses as the first ones.",
         "Draws are keyed by (seed, step), not taken from a global generator.",
-    ),
-    use_when=(
-        "Terms of a physics-informed loss, of different units, whose paces differ by orders of magnitude, with large "
-        "or full batches."
-    ),
-    avoid_when=(
-        "Batches are small: a ratio of two batch losses is noisy. Where only units differ, dividing by first losses is "
-        "enough."
     ),
     neutral={"alpha": 1.0, "rho": 1.0, "num_tasks": 8},
     examples=({"num_tasks": 8}, {"num_tasks": 8, "alpha": 0.6, "rho": 0.5, "tau": 0.3, "seed": 7}),
@@ -290,9 +268,11 @@ class ReLoBRaLo(Remembering):
         comes from the step's mean. The draw is the same on all ranks and after a resume.
 
     Use when:
-        Terms of a physics-informed loss, of different units, differ by orders of magnitude in pace.
+        Terms of a physics-informed loss, of different units, whose paces differ by orders of magnitude, with large or
+        full batches.
     Avoid when:
-        Batches are small: a ratio of two batch losses is noisy (raise ``alpha``).
+        Batches are small: a ratio of two batch losses is noisy. Where only units differ, dividing by first losses is
+        enough.
 
     Deviations:
         No warm-up rule for the second step; draws have their own key. A task that is seen for the first time, or whose

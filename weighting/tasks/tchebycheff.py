@@ -38,14 +38,6 @@ def smooth_max(values: Tensor, mu: float | Tensor, present: Tensor) -> tuple[Ten
         "preferences": ("None", "TorchJD: 1/K each"),
         "reference": ("0.0", "TorchJD"),
     },
-    use_when=(
-        "The worst task matters most, or given preferences name a trade-off that no weighted sum reaches, because the "
-        "front is not convex."
-    ),
-    avoid_when=(
-        "Losses have different units: the largest takes all; divide by first losses, or take the logarithmic form. A "
-        "task that cannot be learned holds the others back."
-    ),
     examples=(
         {"num_tasks": 8},
         {"mu": 0.5, "num_tasks": 8, "preferences": [0.1, 0.2, 0.0, 0.3, 1.0, 0.5, 0.2, 0.1], "reference": 0.05},
@@ -71,11 +63,11 @@ class STCH(TaskWeighting):
         weights, ranks share theirs.
 
     Use when:
-        The worst task matters most, or you look for the trade-off that given preferences name, which a weighted sum
-        cannot reach where the trade-off front is not convex.
+        The worst task matters most, or given preferences name a trade-off that no weighted sum reaches, because the
+        front is not convex.
     Avoid when:
-        Losses have different units: the largest takes all. Divide by first values (``init="first"``), or use
-        :class:`LogSTCH`.
+        Losses have different units: the largest takes all; divide by first losses, or take the logarithmic form. A task
+        that cannot be learned holds the others back.
 
     Deviations:
         None.
@@ -156,14 +148,6 @@ class STCH(TaskWeighting):
         "The nadir counts every sample once (with counts=), not every batch.",
         "A loss below eps is taken as eps.",
     ),
-    use_when=(
-        "Losses have different units, the task that has improved least should lead, and training has epochs, the early "
-        "ones of which serve as reference."
-    ),
-    avoid_when=(
-        "Training has no epochs or their events are not sent: weights stay those of the sum of logarithms. A loss "
-        "reaches 0 or is negative."
-    ),
     examples=({"num_tasks": 8}, {"mu": 0.5, "nadir_epoch": 0, "num_tasks": 8}),
 )
 @final
@@ -191,10 +175,11 @@ class LogSTCH(TaskWeighting):
         the batch: micro-batches have their own weights, ranks share theirs.
 
     Use when:
-        Losses have different units, and the task that has improved least should lead.
+        Losses have different units, the task that has improved least should lead, and training has epochs, the early
+        ones of which serve as reference.
     Avoid when:
-        Training has no epochs, or ``update("epoch")`` is never sent: the weights then stay those of
-        :class:`ScaleInvariant`. A task's loss reaches 0 or is negative.
+        Training has no epochs or their events are not sent: weights stay those of the sum of logarithms. A loss reaches
+        0 or is negative.
 
     Deviations:
         The value keeps the maximum; the nadir counts samples; a loss below ``eps`` is taken as ``eps``.

@@ -23,7 +23,8 @@ _MARKS = {
     "\u030c": "v ",
     "\u0327": "c ",
 }
-_LETTERS = {"ø": r"{\o}", "Ø": r"{\O}", "ß": r"{\ss}", "ł": r"{\l}", "Ł": r"{\L}", "æ": r"{\ae}"}
+_PLAIN_LETTERS = {"ø": "o", "Ø": "O", "ß": "ss", "ł": "l", "Ł": "L", "æ": "ae"}
+_LETTERS = {letter: f"{{\\{name}}}" for letter, name in _PLAIN_LETTERS.items()}
 _SMALL = {"a", "an", "the", "on", "of", "in", "for", "to", "and", "can", "is"}
 
 
@@ -141,9 +142,7 @@ def _author(author: str) -> str:
 
 
 def _ascii(text: str) -> str:
-    text = "".join(
-        {"ø": "o", "Ø": "O", "ß": "ss", "ł": "l", "Ł": "L", "æ": "ae"}.get(letter, letter) for letter in text
-    )
+    text = "".join(_PLAIN_LETTERS.get(letter, letter) for letter in text)
     return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
 
 

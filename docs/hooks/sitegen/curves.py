@@ -23,7 +23,7 @@ from reweigh.weighting.tasks.base import TaskWeighting
 from reweigh.weighting.terms import LossTerms
 
 from .figure import Curve, Line, Panel, numbers
-from .objectives import objective_curve
+from .objective_curves import objective_curve
 from .records import Entry
 
 POINTS = 121
