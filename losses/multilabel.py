@@ -156,8 +156,8 @@ class AsymmetricSingleLabelLoss(Objective):
         A single-label classifier is trained with label smoothing, and classes that are already ruled out should get
         less of it.
     Avoid when:
-        Label smoothing is 0: the exponent on the other classes does nothing, and this is softmax focal loss, or cross-
-        entropy where the exponent on the target is 0.
+        Label smoothing is 0: the exponent on the other classes does nothing, and this is softmax focal loss, or
+        cross-entropy where the exponent on the target is 0.
 
     Deviations:
         None in value; see the record for what is added.

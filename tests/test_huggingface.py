@@ -13,7 +13,7 @@ from reweigh import weighting
 from reweigh.losses import MultiTaskLoss
 from reweigh.weighting.conformance import TASKS
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "examples" / "multitask_huggingface.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "examples" / "multitask-huggingface.md"
 NOISE = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),

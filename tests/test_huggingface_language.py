@@ -33,7 +33,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:(transformers|trl|accelerate|torch).*"),
     pytest.mark.filterwarnings("ignore:Cannot (locate|pickle)"),  # dill, of a dataset's types
 ]
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "examples" / "finetuning_huggingface.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "examples" / "finetuning-huggingface.md"
 VOCABULARY, LENGTH = 30, 12
 COUNTS = [1000.0 / (v + 1) for v in range(VOCABULARY)]
 BY = PowerLawDecay(COUNTS, alpha=0.25) * TLDR()

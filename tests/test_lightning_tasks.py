@@ -718,7 +718,7 @@ def test_a_rank_with_fewer_validation_batches_starts_over(ranks):
 
 # the page that shows it
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "examples" / "multitask_lightning.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "examples" / "multitask-lightning.md"
 
 
 @pytest.fixture(scope="module")

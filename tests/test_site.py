@@ -21,7 +21,7 @@ pytest.importorskip("matplotlib")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "docs" / "hooks"))
 
-from sitegen import bibtex, coverage, curves, figure, mathml, pages, records, rest, results  # noqa: E402
+from sitegen import bibtex, coverage, curves, docstrings, figure, mathml, pages, records, results  # noqa: E402
 
 MINUS = "\N{MINUS SIGN}"
 ENTRIES = records.entries()
@@ -67,16 +67,9 @@ def test_a_page_says_all_that_record_and_docstring_say(generated):
         assert ("<svg " in text) != (f"{entry.kind}/{entry.name}" in curves.REASONS)
         marked = re.findall(r"\.\. math::|:math:", entry.sections[""] + entry.sections.get("Weights", ""))
         assert text.count("texformula") >= len(marked), entry.name
+        assert not re.search(r"[a-z]-\n *[a-z]", text), (entry.name, "a word broken at its hyphen gets a blank")
         for left in (":math:", ".. math::", ":class:", ":func:", ":meth:", ":mod:", ":attr:"):
             assert left not in text, (entry.name, left)
-
-
-def test_the_record_goes_before_the_docstring():
-    entry = BY_NAME["weighting/focal"]
-    record = Method(name="focal", paper="p", venue="v", use_when="Always.")
-    told = records.Entry("weighting", "focal", entry.cls, record)
-    assert told.use_when == "Always."
-    assert told.avoid_when == told.sections["Avoid when"] != ""
 
 
 @pytest.mark.parametrize(
@@ -237,7 +230,7 @@ def test_drawings_are_small_text_and_the_same_each_time(drawn):
 # formulas
 
 
-def docstrings():
+def all_docstrings():
     for room in coverage.ROOMS:
         for path in sorted((ROOT / room).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -254,8 +247,8 @@ def formulas(markdown):
 
 def test_every_formula_of_every_docstring_becomes_mathml():
     number = 0
-    for path, text in docstrings():
-        found = formulas(rest.to_markdown(text))
+    for path, text in all_docstrings():
+        found = formulas(docstrings.to_markdown(text))
         if path.name not in ("hook.py",):
             assert len(found) == text.count(":math:") + text.count(".. math::"), path.name
         for latex, block in found:
@@ -312,7 +305,7 @@ def test_roles_and_blocks():
         "See :class:`~reweigh.losses.ClosedForm`, :meth:`slope` and :func:`look <reweigh.look>`.\n\n"
         ".. math:: a = b,\n   c\n\nEnd :math:`x`."
     )
-    made = rest.to_markdown(text)
+    made = docstrings.to_markdown(text)
     assert '<autoref identifier="reweigh.losses.ClosedForm" optional><code>ClosedForm</code></autoref>' in made
     assert "<code>slope()</code> and" in made
     assert '<autoref identifier="reweigh.look" optional><code>look()</code></autoref>' in made
@@ -322,7 +315,7 @@ def test_roles_and_blocks():
 
 def test_sections():
     doc = '"""One line.\n\n    More.\n\n    Args:\n        a: One.\n\n    Use when:\n        Always.\n    """'
-    found = rest.sections(ast.literal_eval(doc))
+    found = docstrings.sections(ast.literal_eval(doc))
     assert found == {"": "One line.\n\nMore.", "Args": "a: One.", "Use when": "Always."}
 
 

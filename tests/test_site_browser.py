@@ -82,6 +82,12 @@ async function filters() {
     [e.name || e.textContent, e.tabIndex, e.tagName === "BUTTON" || e.labels.length > 0]);
   return found;
 }
+async function search() {
+  await load("index.html?q=focal");
+  const links = () => [...frame.contentDocument.querySelectorAll("a.md-search-result__link")];
+  while (!links().length) await new Promise((later) => setTimeout(later, 50));
+  return links().map((e) => [e.getAttribute("href"), e.textContent]);
+}
 TASK.then((found) => fetch("/found", { method: "POST", body: JSON.stringify(found) }))
   .catch((error) => fetch("/found", { method: "POST", body: JSON.stringify({ error: String(error) }) }));
 </script>"""
@@ -221,6 +227,13 @@ def test_the_search_index_knows_the_methods():
     assert not any("probability of the target</text>" in entry["text"] for entry in index["docs"])
 
 
+def test_the_search_box_finds_focal(tmp_path):
+    found, said = browse("search()", tmp_path, timeout=60)
+    assert said == []
+    assert any("methods/weighting/focal.html" in link for link, _ in found)
+    assert "focal" in found[0][1].lower()
+
+
 def test_filters_of_the_catalogue(tmp_path):
     found, said = browse("filters()", tmp_path, timeout=60)
     assert said == []
@@ -245,9 +258,18 @@ def test_filters_of_the_catalogue(tmp_path):
     assert all(tab == 0 and labelled for _, tab, labelled in found["controls"])
 
 
+def from_disk(page, tmp_path, *more):
+    """The text of a page as it stands after its scripts have run."""
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", *more, page]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
 def test_the_catalogue_works_from_disk(tmp_path):
-    page = (SITE / "methods" / "index.html").as_uri()
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     total = len([page for page in PAGES if page.count("/") == 2 and page.startswith("methods/")])
-    assert f"{total} of {total}" in done.stdout
+    assert f"{total} of {total}" in from_disk((SITE / "methods" / "index.html").as_uri(), tmp_path)
+
+
+def test_the_search_box_works_from_disk(tmp_path):
+    page = (SITE / "guides" / "choosing.html").as_uri()
+    text = from_disk(f"{page}?q=focal", tmp_path, "--virtual-time-budget=20000")
+    assert "methods/weighting/focal.html" in text.partition("md-search-result__list")[2]

@@ -367,8 +367,8 @@ class SymmetricCrossEntropy(Confidence):
         Labels are noisy, some pull on hard terms has to stay, and the sum of a constant and a multiple of p is wanted
         as a weight among others.
     Avoid when:
-        The learning rate is tuned for cross-entropy and may not be changed: default weights are far above 1. The noisy-
-        label suite shows no certain gain over cross-entropy.
+        The learning rate is tuned for cross-entropy and may not be changed: default weights are far above 1. The
+        noisy-label suite shows no certain gain over cross-entropy.
 
     Deviations:
         p is not clamped.

@@ -45,11 +45,11 @@ class Focal(Weighting):
         None; ``update_on = "never"``. ``gamma`` may be a schedule.
 
     Use when:
-        Very many easy negatives drown the rest, as in dense detection, or a classifier trained on clean labels is over-
-        confident; composes with class weights.
+        Very many easy negatives drown the rest, as in dense detection, or a classifier trained on clean labels is
+        overconfident; composes with class weights.
     Avoid when:
-        Labels are noisy: wrong labels are the hardest terms. The tail of a long-tailed problem is the aim: the long-
-        tail suites show no certain gain there, but clear ones of class weights and logit adjustment.
+        Labels are noisy: wrong labels are the hardest terms. The tail of a long-tailed problem is the aim: the
+        long-tail suites show no certain gain there, but clear ones of class weights and logit adjustment.
 
     Deviations:
         Values equal the paper's; gradients are finite where the usual code has NaN (0 < gamma < 1, p = 1).

@@ -135,8 +135,8 @@ class MiLe(Weighting):
         Language-model pre-training in which frequent, easy tokens make the gradient: entropy decides and not the label,
         so several likely next words are no error.
     Avoid when:
-        Text is noisy: where nothing can be learned the entropy, and with it the weight, stays large. Plain cross-
-        entropy does not favour such tokens.
+        Text is noisy: where nothing can be learned the entropy, and with it the weight, stays large. Plain
+        cross-entropy does not favour such tokens.
 
     Deviations:
         The mean is over terms that count, on this rank; ``.gathered()`` makes it that of all ranks.

@@ -29,10 +29,6 @@ class Method:
     """Hyper-parameter: (default, where it comes from)."""
     deviations: Sequence[str] = ()
     """Where this differs from the paper or the authors' code, and why."""
-    use_when: str = ""
-    """In which situation the method is worth a try, in place of the docstring's section of this name."""
-    avoid_when: str = ""
-    """In which situation it does not help or does harm, likewise."""
     neutral: Mapping[str, Any] | None = None
     """Constructor arguments, for four classes, that leave every loss as it is; ``None`` where there are none."""
     examples: Sequence[Mapping[str, Any]] = ({},)

@@ -324,8 +324,8 @@ class SelfPaced(Weighting):
         Data of very mixed difficulty or with wrong labels, and training long enough for a curriculum that lets harder
         terms in epoch by epoch.
     Avoid when:
-        Hard means rare: the tail comes in last. A threshold below all losses leaves nothing to learn from. The noisy-
-        label suite shows no certain gain over cross-entropy.
+        Hard means rare: the tail comes in last. A threshold below all losses leaves nothing to learn from. The
+        noisy-label suite shows no certain gain over cross-entropy.
 
     Deviations:
         See the record: growth per epoch, ``"log"`` held below 1.

@@ -37,6 +37,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     coverage.linked_tree(ROOT, _Build.folder)
     handlers: dict[str, Any] = config.plugins["mkdocstrings"].config["handlers"]
     handlers["python"]["paths"] = [str(_Build.folder)]
+    config.nav = pages.navigation(config.nav or [])
     bare = coverage.undocumented(griffe.load("reweigh", search_paths=[_Build.folder]))
     if bare:
         raise PluginError(f"public names without a docstring: {', '.join(bare)}")
@@ -74,9 +75,12 @@ def on_post_page(output: str, page: Page, **_: Any) -> str:
     return output
 
 
-def on_post_build(**_: Any) -> None:
-    """Every public name shows up."""
+@event_priority(-100)  # after the search plugin has written its index
+def on_post_build(config: MkDocsConfig) -> None:
+    """Every public name shows up; the search index is a script as well, which a page on disk may load."""
     _tidy()
+    index = Path(config.site_dir) / "search" / "search_index.json"
+    index.with_suffix(".js").write_text(f"var __index = {index.read_text(encoding='utf-8')}", encoding="utf-8")
     lost = coverage.missing(_Build.ids)
     if lost:
         raise PluginError(f"public names that no page shows: {', '.join(lost)}")

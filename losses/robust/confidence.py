@@ -135,8 +135,8 @@ class MAELoss(Objective):
         Very many labels may be wrong, classes are two or a few, and there is time and learning rate enough for small
         gradients.
     Avoid when:
-        Classes are more than a few: terms with a small p hardly move. The noisy-label suite shows it far behind cross-
-        entropy, with rare classes hardly learned.
+        Classes are more than a few: terms with a small p hardly move. The noisy-label suite shows it far behind
+        cross-entropy, with rare classes hardly learned.
 
     Deviations:
         Half of the sum over classes.

@@ -209,8 +209,8 @@ class EncouragingLoss(Objective):
         A drop-in for cross-entropy on clean, roughly balanced classes, when confident and right samples should go on
         shaping the representation.
     Avoid when:
-        Values below 0 or overconfident probabilities are a problem, or easy samples dominate already. In the noisy-
-        label suite frequent classes lose recall, with no certain gain in accuracy.
+        Values below 0 or overconfident probabilities are a problem, or easy samples dominate already. In the
+        noisy-label suite frequent classes lose recall, with no certain gain in accuracy.
 
     Deviations:
         No clamp at 1 - p = 1e-5; the tangent goes on beyond 3e-10 (float32) or 1e-77 (float64).

@@ -50,8 +50,8 @@ class DWA(TaskWeighting):
     Use when:
         Tasks with losses of one unit learn at different speeds, and a mean loss per epoch is known for each.
     Avoid when:
-        Losses differ by orders of magnitude: ratios have no unit, so a large loss keeps its dominance, and the two-
-        digit suite shows no gain over equal weights. Divide by first losses before.
+        Losses differ by orders of magnitude: ratios have no unit, so a large loss keeps its dominance, and the
+        two-digit suite shows no gain over equal weights. Divide by first losses before.
 
     Deviations:
         Epoch means count samples, not batches, where ``counts=`` is given; a mean of 0 gives ratio 1. A window waits

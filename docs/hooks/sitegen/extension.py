@@ -7,9 +7,9 @@ from typing import Any
 
 import griffe
 
+from .docstrings import Resolver, sections, to_markdown
 from .pages import left_for_mkdocstrings
 from .records import entries
-from .rest import Resolver, sections, to_markdown
 
 
 class Docstrings(griffe.Extension):

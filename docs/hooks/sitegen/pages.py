@@ -10,11 +10,12 @@ from html import escape
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
 from . import curves, results
+from .docstrings import full_name, sections, to_markdown
 from .figure import svg
 from .records import Entry, entries, sources
-from .rest import full_name, sections, to_markdown
 
 DASH, TIMES = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
 CATALOGUE, CITATION = "methods/index.md", "citation.md"
@@ -38,6 +39,20 @@ def generated() -> dict[str, str]:
     """Every generated page: its path in the sources and its Markdown."""
     pages = {entry.path: method_page(entry) for entry in entries()}
     return {**pages, CATALOGUE: catalogue_page(), CITATION: citation_page()}
+
+
+def navigation(nav: list[Any]) -> list[Any]:
+    """The site's navigation with every method's page in the section that holds the catalogue."""
+
+    def listed(kind: str) -> list[dict[str, str]]:
+        found = {entry.cls.__name__: entry.path for entry in entries() if entry.kind == kind}
+        return [{name: found[name]} for name in sorted(found, key=str.lower)]
+
+    methods = [{"Weightings": listed("weighting")}, {"Objectives": listed("objective")}]
+    return [
+        {title: [*inside, *methods] if CATALOGUE in str(inside) else inside for title, inside in item.items()}
+        for item in nav
+    ]
 
 
 def resolver(entry: Entry) -> Callable[[str], str | None]:
@@ -68,28 +83,28 @@ def _method_parts(entry: Entry) -> Iterator[str]:
     def said(text: str) -> str:
         return to_markdown(text, resolve)
 
-    shown = dict(entry.sections)
+    def section(title: str) -> str:
+        text = entry.sections.get(title)
+        return f"## {title}\n\n{said(text)}" if text else ""
+
     yield _front(entry)
     yield f"# {entry.cls.__name__}"
-    yield f"{said(entry.summary)}"
+    yield said(entry.summary)
     yield f"`{entry.name}` among the {entry.kind}s of the [catalogue](../index.md) · {_source_line(entry)}"
     yield said(entry.body)
     yield _figure(entry)
-    for title, text in (("Use when", entry.use_when), ("Avoid when", entry.avoid_when)):
-        if text:
-            yield f"## {title}\n\n{said(text)}"
+    for title in ("Use when", "Avoid when"):
+        yield section(title)
     yield _facts(entry)
     for title in ("Weights", "State and cadence", "Memory", "Memory and time", "Packed rows", "Several processes"):
-        if shown.get(title):
-            yield f"## {title}\n\n{said(shown[title])}"
+        yield section(title)
     yield _defaults(entry)
     yield _deviations(entry, said)
     yield _results(entry)
-    if shown.get("Example"):
-        yield f"## Example\n\n{example(shown['Example'])}"
+    if entry.sections.get("Example"):
+        yield f"## Example\n\n{example(entry.sections['Example'])}"
     yield _signature(entry)
-    if shown.get("Shapes"):
-        yield f"## Shapes\n\n{said(shown['Shapes'])}"
+    yield section("Shapes")
     yield _reference(entry, said)
 
 

@@ -14,7 +14,7 @@ from reweigh.weighting.base import Weighting
 from reweigh.weighting.dynamics import dynamics
 from reweigh.weighting.registry import Method
 
-from . import bibtex, rest
+from . import bibtex, docstrings
 
 REGISTRIES = (weighting.registry, losses.registry)
 
@@ -42,7 +42,7 @@ class Entry:
     @cached_property
     def sections(self) -> dict[str, str]:
         """The docstring by section."""
-        return rest.sections(self.cls.__doc__)
+        return docstrings.sections(self.cls.__doc__)
 
     @cached_property
     def built(self) -> Any:
@@ -58,16 +58,6 @@ class Entry:
     def body(self) -> str:
         """What the docstring says between summary and sections: formula and symbols."""
         return self.sections[""].partition("\n\n")[2].strip()
-
-    @property
-    def use_when(self) -> str:
-        """The record's word, or the docstring's."""
-        return self.record.use_when or self.sections.get("Use when", "")
-
-    @property
-    def avoid_when(self) -> str:
-        """The record's word, or the docstring's."""
-        return self.record.avoid_when or self.sections.get("Avoid when", "")
 
     @property
     def weightings(self) -> list[Weighting]:
