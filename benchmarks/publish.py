@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,15 @@ def overview() -> str:
         else:
             cells += [suite.method(best["method"]).label, _difference(primary, best), _price(suite, best)]
         lines.append(f"| {' | '.join(cells)} |")
+    primaries = [kind().primary for name, kind in SUITES.items() if (RESULTS / f"{name}.json").exists()]
+    lines += ["", legend(primaries, "our claims: methods of which a suite promises something that `check` tests")]
     return "\n".join(lines) + "\n"
+
+
+def legend(metrics: Sequence[Metric], *more: str) -> str:
+    """What columns and marks mean, for a reader who has never seen them."""
+    said = {metric.label: metric.meaning[0].lower() + metric.meaning[1:].rstrip(".") for metric in metrics}
+    return "; ".join([*(f"*{label}*: {meaning}" for label, meaning in said.items()), *more]) + "."
 
 
 def differences(name: str) -> str:
@@ -111,7 +119,7 @@ def differences(name: str) -> str:
     suite, found, base, others, metrics = _parts(name)
     lines = [
         f"{suite.title} ({suite.summary}), {len(found['seeds'])} paired repetitions: difference to "
-        f"{suite.baseline.label} in points, [95 % interval], better in so many repetitions. Losers and "
+        f"{suite.baseline.label} in points, [95 % interval], number of repetitions in which it is better. Losers and "
         f"costs stand in the same table. Made by `{found['command']}`.",
         "",
         f"| | {' | '.join(_heading(metric) for metric in metrics)} |",
@@ -129,6 +137,7 @@ def differences(name: str) -> str:
             else:
                 cells.append(signed(metric, versus["mean"]))
         lines.append(f"| {_label(suite, row)} | {' | '.join(cells)} |")
+    lines += ["", legend(metrics, *_claims(others))]
     return "\n".join(lines) + "\n"
 
 
@@ -149,6 +158,7 @@ def values(name: str) -> str:
         cells.append(_difference(suite.primary, row) if row["versus_baseline"] else DASH)
         cells.append(DASH if time is None else f"\N{MULTIPLICATION SIGN}{time:.1f}")
         lines.append(f"| {_label(suite, row)} | {' | '.join(cells)} |")
+    lines += ["", legend(metrics, *_claims(others))]
     return "\n".join(lines) + "\n"
 
 
@@ -159,6 +169,10 @@ def _parts(name: str) -> tuple[Suite, dict[str, Any], dict[str, Any], list[dict[
     sign = -1.0 if suite.primary.higher_is_better else 1.0
     others.sort(key=lambda row: sign * row["versus_baseline"][found["primary"]]["mean"])
     return suite, found, base, others, [metric for metric in suite.metrics if metric.shown]
+
+
+def _claims(rows: Sequence[dict[str, Any]]) -> list[str]:
+    return [] if all(row["claim"] for row in rows) else ["(no claim): nothing is promised of it"]
 
 
 def _heading(metric: Metric) -> str:

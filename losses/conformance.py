@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reweigh.weighting.conformance import TASKS, pickled, require, require_close
+from reweigh.weighting.conformance import TASKS, classes, pickled, require, require_close
 from reweigh.weighting.dynamics import dynamics
 from reweigh.weighting.frequency import ClassCounts
 from reweigh.weighting.terms import NEUTRAL_LOG_PT
@@ -430,8 +430,6 @@ def check_resume(objective: Objective) -> None:
 
 def check_copies(objective: Objective) -> None:
     """deepcopy, pickle and (where the arguments fit on a line) ``eval(repr(x))`` give the same loss."""
-    import reweigh
-
     inputs = objective.example_inputs(SIZE)
     objective.eval()
     expected = objective(*inputs, **example_meta(objective))
@@ -440,7 +438,7 @@ def check_copies(objective: Objective) -> None:
             torch.equal(clone(*inputs, **example_meta(objective)), expected), "copies give the same loss", objective
         )
     if "<" not in repr(objective) and type(objective).__module__.startswith("reweigh."):
-        rebuilt = ready(eval(repr(objective), {name: getattr(reweigh, name) for name in reweigh.__all__}))
+        rebuilt = ready(eval(repr(objective), classes(objective)))
         require(repr(rebuilt) == repr(objective), "repr rebuilds the same repr", objective)
         require(
             torch.equal(rebuilt.eval()(*inputs, **example_meta(objective)), expected),
@@ -457,7 +455,9 @@ def check_reads_nothing_back(objective: Objective) -> None:
     try:
         value, grad = _grad(objective, tuple(inputs), **meta)
     except (NotImplementedError, RuntimeError) as error:
-        raise AssertionError(f"{objective!r} breaks a promise: no value is read back ({error})") from error
+        raise AssertionError(
+            f"{objective!r} breaks a promise: all is on the device of the inputs, and nothing is read back ({error})"
+        ) from error
     require(value.is_meta and grad.is_meta, "the loss stays on the inputs' device", objective)
 
 
@@ -468,7 +468,10 @@ def check_functional_transforms(objective: Objective) -> None:
     stacked = [torch.stack(values) for values in zip(*batches, strict=True)]
     meta = example_meta(objective)  # made outside: vmap draws no random numbers
     slope = torch.func.grad(lambda first, *rest: _total(objective(first, *rest, **meta)))
-    found = torch.func.vmap(slope)(*stacked)
+    try:
+        found = torch.func.vmap(slope)(*stacked)
+    except RuntimeError as error:
+        raise AssertionError(f"{objective!r} breaks a promise: it runs under torch.func.vmap ({error})") from error
     for row, inputs in zip(found, batches, strict=True):
         require_close(
             row, _grad(objective, inputs, **example_meta(objective))[1], "vmap of grad equals a loop", objective

@@ -39,7 +39,15 @@ from reweigh.weighting import (
     PositiveBalance,
     Weighting,
 )
-from reweigh.weighting.conformance import TERMS, check_weighting, ready, terms_for, weighting_checks
+from reweigh.weighting.conformance import (
+    TERMS,
+    check_scope,
+    check_weighting,
+    example_terms,
+    ready,
+    terms_for,
+    weighting_checks,
+)
 
 
 def examples(registry):
@@ -176,7 +184,8 @@ class _Broken(Weighting):
     def __init__(self, flaw):
         super().__init__()
         self.flaw = flaw
-        self.add_state("calls", torch.zeros(()))
+        self.update_on = "never" if flaw == "says never" else "step"
+        self.add_state("calls", torch.zeros((), dtype=torch.float64))
         self.add_pending("sum")
 
     def weigh(self, terms):
@@ -201,26 +210,59 @@ class _Broken(Weighting):
                 return p + torch.arange(len(p))
             case "mask blind":
                 return p + p.mean()
-            case "unlearned reset" | "noise":
+            case "unlearned reset" | "noise" | "says never":
                 return p + self.calls.to(p.dtype)
+            case "negative later":
+                return torch.where(self.calls > 0, -p, p)
+            case "not local later":
+                return torch.where(self.calls > 0, p / p.sum(), p)
         return p
 
+    def reset(self):
+        super().reset()
+        if self.flaw != "unlearned reset":
+            self.calls.zero_()
+
     def observe(self, terms):
-        self.accumulate("sum", terms.loss.sum() ** (2 if self.flaw == "noise" else 1))
+        self.accumulate("sum", (terms.counts() * terms.loss).sum().double() ** (2 if self.flaw == "noise" else 1))
 
     def commit(self, sums):
-        if self.flaw in ("unlearned reset", "noise"):
-            self.calls.add_(sums["sum"].float())
+        if self.flaw in ("unlearned reset", "noise", "says never", "negative later", "not local later"):
+            self.calls.add_(sums["sum"])
 
 
 @pytest.mark.parametrize(
-    "flaw",
-    ["negative", "infinite", "impure", "random", "hidden need", "graph", "not local", "order", "mask blind",
-     "unlearned reset", "noise"],
-)  # fmt: skip
-def test_the_suite_catches(flaw):
-    with pytest.raises(AssertionError, match="breaks a promise"):
+    ("flaw", "promise"),
+    [
+        ("negative", "not negative"),
+        ("infinite", "finite"),
+        ("impure", "weigh gives the same twice"),
+        ("random", "weigh gives the same twice"),
+        ("hidden need", "needs is complete"),
+        ("graph", "detached weights carry no gradient"),
+        ("not local", "."),
+        ("order", "."),
+        ("mask blind", "masked means removed"),
+        ("unlearned reset", "reset restores"),
+        ("noise", "."),
+        ("says never", "update_on 'never'"),
+        ("negative later", "not negative"),
+        ("not local later", "."),
+    ],
+)
+def test_the_suite_catches(flaw, promise):
+    with pytest.raises(AssertionError, match=f"breaks a promise: .*{promise}"):
         check_weighting(_Broken(flaw))
+
+
+def test_scope_is_checked_on_learned_weights():
+    weighting = _Broken("not local later")
+    with pytest.raises(AssertionError, match="scope 'local'"):
+        check_scope(weighting, example_terms)
+
+
+def test_compositions_with_classes_from_elsewhere():
+    check_objective(Objective(CrossEntropy(), (_Broken("none") * Focal(1.0)).clip(max=4.0)), compiled=False)
 
 
 class _Careless(Objective):

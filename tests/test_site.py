@@ -61,7 +61,7 @@ def test_a_page_says_all_that_record_and_docstring_say(generated):
         for name, (default, source) in entry.record.defaults.items():
             assert f"| `{name}` | `{default}` | {source.replace('|', chr(92) + '|')} |" in text, (entry.name, name)
         assert text.count("\n- ") >= len(entry.record.deviations)
-        for title in ("Use when", "Avoid when", "At a glance", "Example", "Signature", "Shapes", "Reference"):
+        for title in ("Use when", "Avoid when", "At a glance", "What it costs", "Example", "Shapes", "Reference"):
             assert f"\n## {title}\n\n" in text, (entry.name, title)
         assert ">>> " in text
         assert ("<svg " in text) != (f"{entry.kind}/{entry.name}" in curves.REASONS)
@@ -216,15 +216,16 @@ def test_an_empty_curve_stops_the_build():
 
 def test_drawings_are_small_text_and_the_same_each_time(drawn):
     for name in ("weighting/focal", "weighting/coba", "objective/dice"):
-        made = figure.svg(drawn[name], name)
-        assert made == figure.svg(drawn[name], name)
-        assert len(made) < 40_000
-        tree = ElementTree.fromstring(made)
-        assert tree.find("{http://www.w3.org/2000/svg}title").text == name
-        words = " ".join(element.text or "" for element in tree.iter("{http://www.w3.org/2000/svg}text"))
-        assert drawn[name].panels[0].xlabel in words
-        assert "currentColor" in made
-        assert not re.search(r'#010203|(?:href|src)="http|font: [^"]*DejaVu', made)
+        for panel in drawn[name].panels:
+            made = figure.svg(panel, name)
+            assert made == figure.svg(panel, name)
+            assert len(made) < 40_000
+            tree = ElementTree.fromstring(made)
+            assert tree.find("{http://www.w3.org/2000/svg}title").text == name
+            words = " ".join(element.text or "" for element in tree.iter("{http://www.w3.org/2000/svg}text"))
+            assert panel.xlabel in words
+            assert "currentColor" in made
+            assert not re.search(r'#010203|(?:href|src)="http|font: [^"]*DejaVu', made)
 
 
 # formulas

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from .base import Weighting
@@ -215,6 +215,13 @@ def train(weighting: Weighting, batches: Iterator[LossTerms] | list[LossTerms], 
     return seen
 
 
+def trained(weighting: Weighting, make: TermsMaker) -> Weighting:
+    """A copy that has gone through four steps and two epochs."""
+    later = copy.deepcopy(weighting)
+    train(later, [make(seed) for seed in range(4)])
+    return later
+
+
 def state_of(weighting: Weighting) -> dict[str, Tensor]:
     """A copy of everything a checkpoint would hold."""
     return {name: value.clone() for name, value in weighting.state_dict().items()}
@@ -233,6 +240,7 @@ def weighting_checks() -> list[Callable[[Weighting, TermsMaker], None]]:
         check_dtypes,
         check_gradient,
         check_scope,
+        check_cadence,
         check_observe_is_additive,
         check_state_is_clean,
         check_resume,
@@ -258,9 +266,9 @@ def check_weighting(weighting: Weighting, *, terms: TermsMaker = example_terms) 
 
 def check_weights_are_valid(weighting: Weighting, make: TermsMaker) -> None:
     """Weights broadcast to the terms, are finite and not negative."""
-    for seed in range(3):
+    for part, seed in [(weighting, 0), (weighting, 1), (weighting, 2), (trained(weighting, make), 0)]:
         terms = make(seed)
-        weights = weighting.weigh(terms)
+        weights = part.weigh(terms)
         require(
             weights.ndim <= terms.loss.ndim and (weights + terms.loss).shape == terms.loss.shape,
             f"weights broadcast to {tuple(terms.loss.shape)}, got {tuple(weights.shape)}",
@@ -436,11 +444,20 @@ def check_scope(weighting: Weighting, make: TermsMaker) -> None:
     if weighting.scope == "global":
         return
     terms = make(4)
-    alone = weighting.weigh(each(terms, lambda value: value[:3])).expand_as(terms.loss[:3])
-    together = weighting.weigh(terms).expand_as(terms.loss)[:3]
-    if weighting.scope == "scaled":
-        alone, together = alone * together.sum(), together * alone.sum()
-    require_close(alone, together, f"scope {weighting.scope!r}", weighting)
+    for part in (weighting, trained(weighting, make)):  # before the first step many weights are all 1
+        alone = part.weigh(each(terms, lambda value: value[:3])).expand_as(terms.loss[:3])
+        together = part.weigh(terms).expand_as(terms.loss)[:3]
+        if weighting.scope == "scaled":
+            alone, together = alone * together.sum(), together * alone.sum()
+        require_close(alone, together, f"scope {weighting.scope!r}", weighting)
+
+
+def check_cadence(weighting: Weighting, make: TermsMaker) -> None:
+    """Where ``update_on`` is ``"never"`` throughout, training changes no weight."""
+    if any(part.update_on != "never" for part in dynamics(weighting)):
+        return
+    later = trained(weighting, make).weigh(make(9))
+    require(torch.equal(later, weighting.weigh(make(9))), "update_on 'never': weights stay as they are", weighting)
 
 
 def check_observe_is_additive(weighting: Weighting, make: TermsMaker) -> None:
@@ -539,18 +556,23 @@ def pickled(subject: T) -> T:
     return clone
 
 
-def check_copies(weighting: Weighting, make: TermsMaker) -> None:
-    """deepcopy, pickle and (where the arguments fit on a line) ``eval(repr(x))`` give the same weights."""
+def classes(subject: nn.Module) -> dict[str, Any]:
+    """What ``repr`` may name: this library's public names, and the classes of all parts (a plugin's, too)."""
     import reweigh
 
+    public = {name: getattr(reweigh, name) for name in reweigh.__all__}
+    return public | {type(part).__name__: type(part) for part in subject.modules()}
+
+
+def check_copies(weighting: Weighting, make: TermsMaker) -> None:
+    """deepcopy, pickle and (where the arguments fit on a line) ``eval(repr(x))`` give the same weights."""
     train(weighting, [make(seed) for seed in range(2)])
     terms = make(9)
     expected = weighting.weigh(terms)
     for clone in (copy.deepcopy(weighting), pickled(weighting)):
         require(torch.equal(clone.weigh(terms), expected), "copies weigh the same", weighting)
     if "<" not in repr(weighting) and type(weighting).__module__.startswith("reweigh."):
-        names = {name: getattr(reweigh, name) for name in reweigh.__all__}
-        rebuilt = ready(eval(repr(weighting), names))
+        rebuilt = ready(eval(repr(weighting), classes(weighting)))
         rebuilt.load_state_dict(weighting.state_dict())
         require(repr(rebuilt) == repr(weighting), "repr rebuilds the same repr", weighting)
         require(torch.equal(rebuilt.weigh(terms), expected), "eval(repr(x)) weighs the same", weighting)

@@ -118,13 +118,15 @@ def first_share(key: Tensor, counts: Tensor, wanted: Tensor | float) -> Tensor:
     Returns:
         ``(*S)`` float64 shares in [0, 1]; 1 or 0 but for the edge.
     """
-    place = torch.where(counts > 0, key, torch.full_like(key, torch.inf)).reshape(-1)
-    ordered, order = place.sort()
-    total = torch.cat([counts.new_zeros(1), counts.reshape(-1)[order].cumsum(0)])
-    before = total[torch.searchsorted(ordered, place)]
-    tied = total[torch.searchsorted(ordered, place, right=True)] - before
-    share = ((wanted - before) / torch.where(tied > 0, tied, torch.ones_like(tied))).clamp(0.0, 1.0)
-    return share.reshape(key.shape)
+    if not key.numel():
+        return torch.zeros_like(key)
+    place = torch.where(counts > 0, key, torch.full_like(key, torch.inf))
+    ordered, order = place.reshape(-1).sort()
+    whole = (counts.reshape(-1)[order].cumsum(0) <= wanted).sum()
+    edge = ordered.gather(0, whole.clamp_max(len(ordered) - 1).reshape(1)).reshape(())  # where not all fit
+    before, tied = (counts * (place < edge)).sum(), (counts * (place == edge)).sum()
+    left = ((wanted - before) / torch.where(tied > 0, tied, torch.ones_like(tied))).clamp(0.0, 1.0)
+    return torch.where(place == edge, left, (place < edge).to(key.dtype))
 
 
 def chi_square_weight(loss: Tensor, counts: Tensor, rho: Hyper) -> Tensor:
@@ -199,9 +201,10 @@ def lambert_w(z: Tensor) -> Tensor:
     log = torch.log1p(x.clamp_min(-0.5))
     w = torch.where(x < -0.25, near, log * (1.0 - torch.log1p(log) / (2.0 + log)))
     plain = (x != 0) & (root > 0.05) & x.isfinite()  # elsewhere z / W is not a number, or rounding is what it shows
+    held, exact = torch.where(plain, x, 1.0), torch.where(plain, w, 1.0)
     for _ in range(5):
-        held, ratio = torch.where(plain, w, 1.0), torch.where(plain, x / torch.where(plain, w, 1.0), 1.0)
-        w = torch.where(plain, held / (1.0 + held) * (1.0 + ratio.log()), w)
+        exact = exact / (1.0 + exact) * (1.0 + (held / exact).log())
+    w = torch.where(plain, exact, w)
     w = torch.where(root > 0.05, w, near)
     return torch.where(x.isposinf(), x, w).to(z.dtype)
 

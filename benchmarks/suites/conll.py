@@ -36,7 +36,7 @@ VOCABULARY, SEEN = 20_000, 2
 SHAPES = 7
 """Of words: beyond the end, digits, lower case, capitalised, upper case, other letters, the rest."""
 SHIFTS = tuple(step / 2 for step in range(-8, 9))
-"""What the tuned line may add to the logit of O."""
+"""What the tuned threshold may add to the logit of O."""
 
 Sentence = tuple[list[str], list[str]]
 
@@ -46,7 +46,7 @@ METHODS = (
     Method("ce", "cross-entropy (CE)", "Plain training: every token counts the same."),
     Method(
         "threshold",
-        "CE, tuned line",
+        "CE, tuned threshold",
         "The same network; how much O has to be ahead of the other tags is what validation data prefer.",
         claim=False,
         trained=False,
@@ -175,8 +175,8 @@ class Conll(FromRoot, Suite):
         "Words are the first column and tags the last; a tag scheme (IOB1, IOB2, BIOES) is used as it is, and spans "
         "are counted as conlleval does. Tags are chosen word by word. A tag that the training file does not have is "
         "never found.",
-        "Dice alone changes how sure the network has to be; a tuned line and CE + dice stand beside it, because moving "
-        "the line looks like learning. A method that does not beat the tuned line has no case on these data.",
+        "Dice alone changes how sure the network has to be; a tuned threshold and CE + dice stand beside it, as moving "
+        "it looks like learning. A method that does not beat the tuned threshold has no case on these data.",
         "Dice has the settings of the authors' scripts, per word over all tags; CE + dice adds both with weight 1. A "
         "network that starts from random weights may end up calling every word O with dice alone. "
         "Nothing was tuned: rates and sizes are of the usual order, the same for all methods.",

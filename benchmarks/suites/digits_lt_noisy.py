@@ -126,8 +126,8 @@ class DigitsLTNoisy(Suite):
         "competitor that a robust loss has to be compared with.",
         "Forward correction is told the share of wrong labels and small-loss selection might be; the others are told "
         "nothing.",
-        "Bounded losses (MAE, normalised ones, low Taylor orders) do not learn wrong labels, and rare classes they do "
-        "not learn either: look at the column of the rarest digits.",
+        "To a bounded loss a rare class looks like a wrong label: look at the column of the rarest digits, which "
+        "absolute error does not learn at all.",
     )
     methods = (
         Method("ce", "cross-entropy (CE)", "Plain training: every label is believed."),

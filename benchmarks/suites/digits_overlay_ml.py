@@ -83,7 +83,7 @@ class DigitsOverlayML(Suite):
         "Data: composites of real digits (1797 scans of 8 x 8 pixels, shipped with scikit-learn) at random places of a "
         "14 x 14 image; no scan is in two of the training, validation and test parts. Validation images are drawn as "
         "the training images are.",
-        "mAP does not depend on where one draws the line between yes and no; macro F1 at 0.5 does. Moving the line, "
+        "mAP does not depend on the threshold between yes and no; macro F1 at 0.5 does. Moving the threshold, "
         "for each label, to where validation data put it costs nothing: that is the row of tuned thresholds, and a "
         "method that wins in F1 at 0.5 alone has to be compared with it.",
         "The asymmetric loss has no gain in mAP here. At a third of this learning rate it has one of about 4 points, "

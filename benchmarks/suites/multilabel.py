@@ -21,7 +21,7 @@ METHODS = (
     Method(
         "thresholds",
         "BCE, tuned thresholds",
-        "The same network; the line between yes and no is where validation data put it, label by label.",
+        "The same network; the threshold between yes and no is where validation data put it, label by label.",
         claim=False,
         trained=False,
     ),
@@ -189,7 +189,7 @@ class LabelTrial(Trial):
 
 
 def best_lines(p: Tensor, target: Tensor) -> Tensor:
-    """Where to draw the line between yes and no, label by label, for the largest F1; 0.5 where a label never occurs."""
+    """The threshold between yes and no, label by label, for the largest F1; 0.5 where a label never occurs."""
     import torch
 
     lines = []

@@ -124,7 +124,7 @@ class LabelImageSuite(FromRoot, Suite):
     notes: Sequence[str] = (
         "The authors of this program have measured nothing on these images: there is no promise, and no figure of ours "
         "to compare yours with.",
-        "mAP does not depend on where one draws the line between yes and no; CF1, OF1 and macro F1 do. Moving the line "
+        "mAP does not depend on the threshold between yes and no; CF1, OF1 and macro F1 do. Moving it "
         "to where validation data put it costs nothing: that is the row of tuned thresholds, and a method that wins in "
         "F1 alone has to be compared with it.",
         "The papers start from networks that have learned ImageNet. Here a ResNet-18 starts from random weights, "

@@ -58,8 +58,8 @@ class PydocQuotes(TagSuite):
     notes = (
         "Data: the help topics of the running Python (their number and length change with its version), split by "
         "topic: 60 % for training, 20 % for validation, 20 % for the test.",
-        "Moving the line between yes and no costs nothing and gives most of what weights give in F1 at 0.5; the column "
-        "with a tuned line says what a method has learned beyond that.",
+        "Moving the threshold costs nothing and gives most of what weights give in F1 at 0.5; the column "
+        "with a tuned threshold says what a method has learned beyond that.",
         "Learning rate and own settings of every method are the best of at most six pairs, by F1 at 0.5 on validation "
         "text, over seeds that are not among the reported ones.",
         "Nothing is claimed here. At a tenth of its learning rate plain training is 3 points of F1 behind CE + dice "

@@ -26,7 +26,7 @@ METHODS = (
     Method(
         "threshold",
         "CE, tuned threshold",
-        "The same network; the line between yes and no is where validation data put it.",
+        "The same network; the threshold between yes and no is where validation data put it.",
         claim=False,
         trained=False,
     ),
@@ -45,7 +45,7 @@ METRICS = (
     Metric(
         "f1", "F1 at 0.5", "Harmonic mean of precision and recall of the positives; yes above a probability of 0.5."
     ),
-    Metric("f1_tuned", "F1, tuned line", "The same, with the line where validation data put it: what is learned."),
+    Metric("f1_tuned", "F1, tuned", "The same, with the threshold that validation data chose: what is learned."),
     Metric("precision", "precision", "Of the tokens said to be positive: the share that are."),
     Metric("recall", "recall", "Of the positive tokens: the share that are found."),
     Metric("average_precision", "average precision", "Area under precision over recall; depends on no line."),

@@ -59,9 +59,9 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 
 def on_page_content(html: str, page: Page, **_: Any) -> str:
-    """Those words become MathML."""
+    """Those words become MathML, and no line ends before a percent sign."""
     try:
-        return mathml.drawn(html)
+        return pages.unbroken(mathml.drawn(html))
     except mathml.FormulaError as error:
         raise PluginError(f"{page.file.src_uri}: {error}") from error
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _RAW = re.compile(
     r":(?:math|class|func|meth|mod|attr|data|exc|obj):(?=<code|`|<a)|\.\. math::|texformula(?:inline|block)x"
-    r"|\$\$|\\[(\[]|\\(?:frac|sum|log|mathrm|text|begin|ell)\b"
+    r"|```|\$\$|\\[(\[]|\\(?:frac|sum|log|mathrm|text|begin|ell)\b"
 )
 _VERBATIM = re.compile(r"<(pre|code|script|style|textarea)\b[^>]*>.*?</\1>", re.S)
 _ID = re.compile(r'\bid="([^"]+)"')

@@ -17,6 +17,7 @@ _BLOCK = re.compile(
 _MATH_ROLE = re.compile(r":math:`([^`]+)`")
 _ROLE = re.compile(r":(?:py:)?(class|func|meth|mod|attr|data|exc|obj):`(~?)([^`<]+?)(?:\s*<([^`>]+)>)?`")
 _TWO_TICKS = re.compile(r"``(.+?)``", re.S)
+_QUOTE = re.compile(r"^( *)>(?!>>)", re.M)
 _SECTION = re.compile(r"^([A-Z][A-Za-z ]+):[ \t]*$", re.M)
 
 Resolver = Callable[[str], str | None]
@@ -43,7 +44,7 @@ def to_markdown(text: str, resolve: Resolver = full_name) -> str:
         code = f"<code>{escape(shown)}</code>"
         return code if name is None else f'<autoref identifier="{escape(name)}" optional>{code}</autoref>'
 
-    text = _BLOCK.sub(block, text)
+    text = _BLOCK.sub(block, _QUOTE.sub(r"\1\\>", text))  # ">= 0" at the start of a line is no quotation
     text = _MATH_ROLE.sub(lambda found: word(" ".join(found[1].split())), text)
     return _TWO_TICKS.sub(lambda found: f"``{found[1]}``", _ROLE.sub(role, text))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import inspect
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,6 +32,7 @@ _EVENTS = {
     "epoch": "after each epoch",
     "validation": "after each validation",
 }
+_STATE = {"clock": "how often its events came (`clock`)"}
 SHOWN_BY_MKDOCSTRINGS = ("Args", "Raises", "Returns")
 """Sections that stand under the signature; :func:`method_page` shows the others itself."""
 
@@ -101,6 +103,7 @@ def _method_parts(entry: Entry) -> Iterator[str]:
     yield _defaults(entry)
     yield _deviations(entry, said)
     yield _results(entry)
+    yield _cost(entry)
     if entry.sections.get("Example"):
         yield f"## Example\n\n{example(entry.sections['Example'])}"
     yield _signature(entry)
@@ -125,19 +128,15 @@ def _figure(entry: Entry) -> str:
     if reason is not None:
         return f"*No figure: {reason}*"
     made = curves.curve(entry)
-    drawing = svg(made, f"{entry.cls.__name__}: {_plain(made.caption)}")
-    flat = re.sub(r"\s*\n\s*", " ", drawing)
+    drawn = (svg(one, f"{entry.cls.__name__}: {one.ylabel}, by {one.xlabel}") for one in made.panels)
+    flat = re.sub(r"\s*\n\s*", " ", "".join(drawn))
     caption = re.sub(r"`([^`]*)`", lambda code: f"<code>{escape(code[1])}</code>", escape(made.caption, quote=False))
     return f'<figure class="curve" data-search-exclude>{flat}<figcaption>{caption}</figcaption></figure>'
 
 
-def _plain(text: str) -> str:
-    return text.replace("`", "")
-
-
 def _facts(entry: Entry) -> str:
     built = entry.built
-    rows = [("Acts on", f"{entry.record.acts_on} terms")]
+    rows = [("Acts on", f"{entry.acts_on} terms")]
     if entry.detached:
         rows.append(("Weights are", entry.detached))
     if entry.scope:
@@ -156,8 +155,8 @@ def _facts(entry: Entry) -> str:
         }
         rows.append(("Lives on", ", ".join(words[feed] for feed in feeds)))
     rows.append(("Changes", ", ".join(_EVENTS[event] for event in entry.events) or "never"))
-    rows.append(("State", ", ".join(f"`{name}`" for name in entry.state) or "none"))
-    if entry.kind == "objective":
+    rows.append(("State", ", ".join(_STATE.get(name, f"`{name}`") for name in entry.state) or "none"))
+    if entry.kind == "objective" and "reduction" in inspect.signature(entry.cls.__init__).parameters:
         rows.append(("Reduction by default", f"`{built.reduction.name}`"))
     return "## At a glance\n\n" + table(("", ""), rows)
 
@@ -191,6 +190,20 @@ def _results(entry: Entry) -> str:
     ).format(_up(entry.path, "benchmarks.md"), table(heads, rows), words)
 
 
+def _cost(entry: Entry) -> str:
+    rows = []
+    for row in results.costs(entry.kind, entry.name):
+        plain = row.plain_microseconds
+        beside = DASH if plain is None else f"{plain:.0f} (`{row.plain}`)"
+        times = DASH if plain is None else f"{TIMES}{row.microseconds / plain:.2f}"
+        rows.append((f"{row.samples:,}", f"{row.microseconds:.0f}", beside, times))
+    heads = ("samples", "with it, µs", "the plain criterion, µs", "ratio")
+    return (
+        "## What it costs\n\nForward, backward and the step's event on the small inputs of the conformance suite, "
+        f"least CPU time of one thread (`python -m reweigh.benchmarks.speed.methods`).\n\n{table(heads, rows)}"
+    )
+
+
 def _signature(entry: Entry) -> str:
     return f"## Signature\n\n::: {entry.public}\n    options:\n      heading_level: 3\n      show_root_toc_entry: false"
 
@@ -198,7 +211,7 @@ def _signature(entry: Entry) -> str:
 def _reference(entry: Entry, said: Callable[[str], str]) -> str:
     text = entry.sections.get("References", "")
     official = entry.record.official
-    code = f"\n\nAuthors' code: {official}" if official and not official.startswith("none") else ""
+    code = f"\n\nReference code: {official}" if official and not official.startswith("none") else ""
     if not entry.keys:
         return f"## Reference\n\n{said(text)}{code}"
     entries_ = "\n\n".join(sources()[key].bibtex() for key in dict.fromkeys(entry.keys))
@@ -243,7 +256,7 @@ def _catalogue_row(entry: Entry) -> str:
     needs, events = entry.needs or ["nothing more"], entry.events or ["never"]
     data = {
         "kind": entry.kind,
-        "acts": entry.record.acts_on,
+        "acts": entry.acts_on,
         "needs": " ".join(name.replace(" ", "_") for name in needs),
         "update": " ".join(events),
         "year": str(entry.year or ""),
@@ -254,7 +267,7 @@ def _catalogue_row(entry: Entry) -> str:
         f'<a href="{link}">{entry.cls.__name__}</a>',
         entry.kind,
         summary,
-        entry.record.acts_on,
+        entry.acts_on,
         reads,
         ", ".join(events),
         str(entry.year or DASH),
@@ -287,6 +300,11 @@ The entries are made from the references in the docstrings: {len(users)} sources
 
 {listed}
 """
+
+
+def unbroken(html: str) -> str:
+    """HTML in which a number stays on a line with its percent sign."""
+    return re.sub(r"(?<=\d) (?=%)", "\N{NO-BREAK SPACE}", html)
 
 
 def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from reweigh import losses, weighting
 from reweigh.losses import Objective
+from reweigh.losses.criteria.joint import Joint
 from reweigh.weighting.base import Weighting
 from reweigh.weighting.dynamics import dynamics
 from reweigh.weighting.registry import Method
@@ -84,24 +85,36 @@ class Entry:
         return [event for event in ("fit", "forward", "step", "epoch", "validation") if event in found]
 
     @property
+    def acts_on(self) -> str:
+        """What its terms are; "any" where a weighting reads nothing that only some criteria know."""
+        if isinstance(self.built, Weighting) and self.record.acts_on == "class":
+            known = {"loss", "group", "index"} | set(self.built.example_stats(1))
+            return self.record.acts_on if self.built.needs - known else "any"
+        return self.record.acts_on
+
+    @property
     def state(self) -> list[str]:
-        """What a checkpoint holds of it, clocks aside."""
+        """What a checkpoint holds of it, a count of steps or epochs last."""
         names = {key.rpartition(".")[2] for key in self.built.state_dict()}
-        return sorted(names - {"clock"})
+        return [*sorted(names - {"clock"}), *sorted(names & {"clock"})]
 
     @property
     def detached(self) -> str:
         """Whether gradient flows through the weights, in words; empty where there are no weights."""
-        found = {part.detached for part in self.weightings}
+        found = list(_weights(self.built))
         if not found:
             return ""
-        return "constants to the gradient" if found == {True} else "differentiated: gradient flows through them"
+        if any(parameter.requires_grad for part in found for parameter in part.parameters()):
+            return "learned: gradient flows into parameters of their own"
+        if all(part.detached for part in found):
+            return "constants to the gradient"
+        return "differentiated: gradient flows through them"
 
     @property
     def scope(self) -> str:
-        """What a weight depends on."""
-        own = self.built if isinstance(self.built, Weighting) else getattr(self.built, "weighting", None)
-        return own.scope if own is not None else ""
+        """What a weight depends on; empty where there are no weights, or one for each task."""
+        own = next(_weights(self.built), None)
+        return "" if own is None or self.record.acts_on == "task" else own.scope
 
     @property
     def year(self) -> int | None:
@@ -120,6 +133,18 @@ class Entry:
 def entries() -> tuple[Entry, ...]:
     """All methods of this library, weightings first; those of installed plugins have sites of their own."""
     return tuple(_found())
+
+
+def _weights(built: Any) -> Iterator[Weighting]:
+    """The weighting itself, or those that an objective and objectives inside multiply losses with."""
+    if isinstance(built, Weighting):
+        yield built
+    elif isinstance(built, Objective):
+        if built.weighting is not None and not isinstance(built.criterion, Joint):
+            yield built.weighting
+        for part in built.criterion.modules():
+            if isinstance(part, Objective):
+                yield from _weights(part)
 
 
 def _found() -> Iterator[Entry]:

@@ -7,6 +7,7 @@ read from the objective that the suite itself builds for it.
 from __future__ import annotations
 
 import inspect
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from reweigh.benchmarks.publish import RESULTS, committed
+from reweigh.benchmarks.speed.methods import OUT as METHODS
 from reweigh.benchmarks.suites import SUITES
 from reweigh.benchmarks.suites.base import Suite
 from reweigh.benchmarks.summary import signed
@@ -42,6 +44,32 @@ class Row:
     baseline: str
     wins: str
     relative_time: float | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a training call takes with a method and without, at one size of the batch."""
+
+    kind: str
+    method: str
+    samples: int
+    microseconds: float
+    plain: str | None
+    """The criterion beside it; ``None`` where no plain one takes such inputs."""
+    plain_microseconds: float | None
+
+
+@cache
+def _costs() -> tuple[Cost, ...]:
+    return tuple(Cost(**row) for row in json.loads(METHODS.read_text(encoding="utf-8"))["rows"])
+
+
+def costs(kind: str, name: str) -> list[Cost]:
+    """A method's rows; ``LookupError`` where there is none."""
+    found = [row for row in _costs() if (row.kind, row.method) == (kind, name)]
+    if not found:
+        raise LookupError(f"{kind}/{name}: no measured cost; run python -m reweigh.benchmarks.speed.methods")
+    return found
 
 
 def _labels() -> Any:
