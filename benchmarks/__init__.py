@@ -20,7 +20,14 @@ def __getattr__(name: str) -> Any:
     # not at import: workers and the speed scripts need neither
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .advice import advise
-    from .own import compare
+    try:
+        from .advice import advise
+        from .own import compare
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"reweigh.benchmarks.{name} needs {error.name}, which is not installed; the extra 'bench' has all that it "
+            "needs: pip install 'reweigh[bench]', or '.[bench]' in a clone",
+            name=error.name,
+        ) from error
 
     return {"advise": advise, "compare": compare}[name]

@@ -44,8 +44,29 @@ def _shaped(owner: LogitTransform, shift: Tensor, logits: Tensor, dim: int) -> T
     return shift.to(logits.dtype).reshape(shape)
 
 
+class _Priors(LogitTransform):
+    """Adds tau times the log class priors."""
+
+    def __init__(self, counts: Values | None, tau: float | Schedule, num_classes: int | None) -> None:
+        super().__init__()
+        self.counts = ClassCounts(counts, num_classes, owner=type(self).__name__)
+        self.tau = check_hyper(self, "tau", tau, low=0.0)
+        if counts is None:
+            self.update_on = "fit"
+
+    def shift(self) -> Tensor:
+        """``(C,)`` float64: what is added to each class's logits."""
+        return self.counts.derive(
+            lambda counts: value_of(self.tau) * (floor_counts(counts) / counts.sum()).log(),
+            fixed=not has_schedule(self),
+        )
+
+    def forward(self, logits: Tensor, target: Tensor | None = None, *, dim: int = 1) -> Tensor:
+        return logits + _shaped(self, self.shift(), logits, dim)
+
+
 @final
-class LogitAdjustment(LogitTransform):
+class LogitAdjustment(_Priors):
     r"""Add the log class priors to the logits while training, so that the model learns what the priors do not explain.
 
     .. math:: z'_c = z_c + \tau \log \pi_c
@@ -82,21 +103,7 @@ class LogitAdjustment(LogitTransform):
     def __init__(
         self, counts: Values | None = None, *, tau: float | Schedule = 1.0, num_classes: int | None = None
     ) -> None:
-        super().__init__()
-        self.counts = ClassCounts(counts, num_classes, owner=type(self).__name__)
-        self.tau = check_hyper(self, "tau", tau, low=0.0)
-        if counts is None:
-            self.update_on = "fit"
-
-    def shift(self) -> Tensor:
-        """``(C,)`` float64: what is added to each class's logits."""
-        return self.counts.derive(
-            lambda counts: value_of(self.tau) * (floor_counts(counts) / counts.sum()).log(),
-            fixed=not has_schedule(self),
-        )
-
-    def forward(self, logits: Tensor, target: Tensor | None = None, *, dim: int = 1) -> Tensor:
-        return logits + _shaped(self, self.shift(), logits, dim)
+        super().__init__(counts, tau, num_classes)
 
     def posthoc(self, logits: Tensor, *, dim: int = -1) -> Tensor:
         """Logits of a model trained *without* adjustment, corrected for balanced classes: ``z - tau log pi``."""
@@ -104,7 +111,7 @@ class LogitAdjustment(LogitTransform):
 
 
 @final
-class BalancedSoftmax(LogitTransform):
+class BalancedSoftmax(_Priors):
     r"""Balanced softmax: logit adjustment with :math:`\tau = 1`, under the name of its paper.
 
     .. math:: z'_c = z_c + \log n_c
@@ -130,14 +137,7 @@ class BalancedSoftmax(LogitTransform):
     """
 
     def __init__(self, counts: Values | None = None, *, num_classes: int | None = None) -> None:
-        super().__init__()
-        self.adjustment = LogitAdjustment(counts, num_classes=num_classes)
-        if counts is None:
-            self.update_on = "fit"
-
-    def forward(self, logits: Tensor, target: Tensor | None = None, *, dim: int = 1) -> Tensor:
-        adjusted: Tensor = self.adjustment(logits, target, dim=dim)
-        return adjusted
+        super().__init__(counts, 1.0, num_classes)
 
 
 @final

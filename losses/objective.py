@@ -21,7 +21,13 @@ from reweigh.weighting.terms import GIVEN_AT_CALL, STATISTICS, LossTerms, mask_o
 from .blocks import in_blocks
 from .chunks import in_chunks
 from .criteria.base import Criterion
+from .logits import LogitTransform
 from .reductions import Reduction, ReductionName, as_reduction
+
+_TOLD: tuple[Event, ...] = ("step", "epoch", "validation")
+"""Events that a training loop has to send."""
+_PATIENCE = 500
+"""Training calls without any event after which a warning says so."""
 
 
 class Components(NamedTuple):
@@ -76,13 +82,14 @@ class Objective(Criterion):
     ) -> None:
         super().__init__()
         if not isinstance(criterion, Criterion):
-            hint = "; wrap a loss function in FromLoss" if callable(criterion) else ""
             raise TypeError(
-                f"{type(self).__name__}: criterion must be a Criterion, got {type(criterion).__name__}{hint}"
+                f"{type(self).__name__}: criterion must be a Criterion, got {type(criterion).__name__}"
+                f"{_instead_of(criterion)}"
             )
         if weighting is not None and not isinstance(weighting, Weighting):
+            where = "; it changes logits: CrossEntropy(logits=...)" if isinstance(weighting, LogitTransform) else ""
             raise TypeError(
-                f"{type(self).__name__}: weighting must be a Weighting or None, got {type(weighting).__name__}"
+                f"{type(self).__name__}: weighting must be a Weighting or None, got {type(weighting).__name__}{where}"
             )
         self.criterion = criterion
         self.weighting = weighting
@@ -104,6 +111,8 @@ class Objective(Criterion):
         self._per_forward = [module for module in inside if module.update_on == "forward"]
         self._by_class = bool(inside) and all(isinstance(m, ClassTable | ClassCounts) for m in inside)
         self._warned = False
+        self._unheard = 0
+        self._moves = any(module.update_on in _TOLD for module in dynamics(self))
         self._watchers: list[Any] = []
         self._validating = False
 
@@ -134,10 +143,32 @@ class Objective(Criterion):
         Returns:
             A scalar, or the terms' shape for ``reduction="none"``. 0 with a zero gradient where nothing counts.
         """
+        if self._moves and self.training and not torch.compiler.is_compiling():
+            self._listen()
         meta = {"mask": mask, "sample_weight": sample_weight, "group": group, "index": index, **stats}
         value = in_blocks(self, inputs, meta, num_items)
         value = in_chunks(self, inputs, meta, num_items) if value is None else value
         return self._plainly(inputs, meta, num_items) if value is None else value
+
+    def _listen(self) -> None:
+        """Say once that nobody tells weights that move of steps and epochs."""
+        self._unheard += 1
+        if self._unheard < _PATIENCE:
+            return
+        self._moves = False
+        moving = [
+            module
+            for module in dynamics(self)
+            if module.update_on in _TOLD and not module.asleep and next(module.parameters(recurse=False), None) is None
+        ]  # what an optimizer moves needs no event
+        if moving and not any(module.completed(event) for module in dynamics(self) for event in _TOLD):
+            names = ", ".join(dict.fromkeys(type(module).__name__ for module in moving))
+            warnings.warn(
+                f"{type(self).__name__}: {names} would move in training, but no event has come in {_PATIENCE} training "
+                "calls, so all weights are still the first ones; call update('step') after each optimizer step and "
+                "update('epoch') after each epoch, or attach WeightingCallback to the Trainer",
+                stacklevel=5,
+            )
 
     def _plainly(self, inputs: tuple[Any, ...], meta: dict[str, Any], num_items: float | Tensor | None) -> Tensor:
         return self._reduced(self._measured(inputs, meta), num_items)
@@ -399,6 +430,17 @@ class Objective(Criterion):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_watchers": [], "_validating": False}
+
+
+def _instead_of(criterion: object) -> str:
+    """What to write in place of something that is no criterion."""
+    if isinstance(criterion, Weighting):
+        return "; the weighting is the second argument"
+    if isinstance(criterion, nn.CrossEntropyLoss):
+        return "; use CrossEntropy(), which takes its weight, ignore_index and label_smoothing"
+    if isinstance(criterion, nn.BCEWithLogitsLoss):
+        return "; use BinaryCrossEntropy(), which takes its weight and pos_weight"
+    return "; wrap a loss function in FromLoss" if callable(criterion) else ""
 
 
 def _observes(module: Dynamic) -> bool:

@@ -432,6 +432,20 @@ def test_tables(name, value, error, rule):
             r"criterion must be a Criterion, got L1Loss; wrap a loss function in FromLoss",
         ),
         (lambda: Objective(3), TypeError, r"criterion must be a Criterion, got int"),
+        (lambda: Objective(nn.CrossEntropyLoss()), TypeError, r"got CrossEntropyLoss; use CrossEntropy\(\)"),
+        (lambda: Objective(nn.BCEWithLogitsLoss()), TypeError, r"got BCEWithLogitsLoss; use BinaryCrossEntropy\(\)"),
+        (lambda: Objective(Focal(), CrossEntropy()), TypeError, r"got Focal; the weighting is the second argument"),
+        (
+            lambda: Objective(CrossEntropy(), BalancedSoftmax([1, 2])),
+            TypeError,
+            r"weighting must be .* got BalancedSoftmax; it changes logits: CrossEntropy\(logits=\.\.\.\)",
+        ),
+        (
+            lambda: Focal() * BalancedSoftmax([1, 2]),
+            TypeError,
+            r"must be a Weighting, a number or a schedule, got BalancedSoftmax; .*CrossEntropy\(logits=\.\.\.\)",
+        ),
+        (lambda: BalancedSoftmax([1, 2])(torch.zeros(2, 3)), ValueError, r"^BalancedSoftmax: has counts of 2 classes"),
         (lambda: Objective(CrossEntropy(), 3.0), TypeError, r"weighting must be a Weighting or None, got float"),
         (
             lambda: Objective(L1, Focal()),

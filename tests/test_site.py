@@ -298,6 +298,24 @@ def test_formulas_in_pages():
     assert "texformula" not in html
 
 
+def test_pages_say_which_extras_their_code_needs():
+    page = "# Title\n\nText.\n\n```python\nimport torch\nfrom sklearn.datasets import load_digits\n```\n"
+    assert pages.extras(page) == ["bench"]
+    assert "# Title\n\n*The code of this page needs `pip install '.[bench]'`.*\n\nText." in pages.with_extras(page)
+    both = page.replace("import torch\n", "import torchjd\nimport pytorch_lightning as pl\n")
+    assert pages.extras(both) == ["bench", "torchjd"]  # bench brings Lightning
+    said = page.replace("Text.", "It needs `pip install '.[bench]'`.")
+    assert pages.with_extras(said) == said
+    assert pages.extras("```text\nimport sklearn\n```\n") == []
+
+
+def test_changes_of_the_logits_are_in_the_catalogue(generated):
+    catalogue = generated[pages.CATALOGUE]
+    for name in ("LogitAdjustment", "BalancedSoftmax", "CircleLogits"):
+        assert f"[`{name}`][reweigh.losses.{name}]" in catalogue
+    assert "| Long-tailed digits | balanced softmax |" in catalogue
+
+
 # docstrings
 
 

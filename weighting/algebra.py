@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .base import Scope, Weighting, lookup, tally, widest
 from .config import check_choice, check_whole
@@ -23,6 +23,11 @@ from .terms import STATISTICS, LossTerms
 
 def as_weighting(value: Weighting | float) -> Weighting:
     """A weighting as it is; a number as :class:`Constant`; anything else is a ``TypeError``."""
+    if isinstance(value, nn.Module) and not isinstance(value, Weighting | Schedule):
+        raise TypeError(
+            f"a factor or summand must be a Weighting, a number or a schedule, got {type(value).__name__}; what "
+            "changes logits goes into the criterion: CrossEntropy(logits=...)"
+        )
     return value if isinstance(value, Weighting) else Constant(value)
 
 

@@ -66,7 +66,7 @@ METHODS: Mapping[str, Method] = {
             "Samples that the model already gets right count less; no class sizes.",
             claim=False,
         ),
-        Method("cb_focal", "class-balanced focal", "Class-balanced weights times the focal factor."),
+        Method("cb_focal", "class-balanced focal", f"Class-balanced weights times the focal factor (gamma {GAMMA:g})."),
         Method(
             "drw",
             "deferred re-weighting",

@@ -36,7 +36,10 @@ METHODS: Sequence[Method] = (
     Method("resampling", "group resampling", "Plain loss on batches with equal shares of groups."),
     Method("group_weights", "group weights", "Each sample counts in inverse proportion to the size of its group."),
     Method(
-        "jtt", "JTT", f"What a first training gets wrong counts {TIMES} times in a second one; no groups.", claim=False
+        "jtt",
+        "Just Train Twice (JTT)",
+        f"What a first training gets wrong counts {TIMES} times in a second one; no groups.",
+        claim=False,
     ),
     Method("cvar", "CVaR 20 %", "Trains on the worst fifth of each batch; no groups.", claim=False),
     Method("kl_dro", "KL-DRO", "Weighs samples of a batch by the exponential of their loss; no groups.", claim=False),

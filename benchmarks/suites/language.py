@@ -34,7 +34,7 @@ METHODS = (
         trained=False,
     ),
     Method("pdl", "power-law decay (PDL)", "Words count in inverse proportion to a small power of their frequency."),
-    Method("pdl_half", "PDL, square root", "The same with the square root of the frequency."),
+    Method("pdl_half", "power-law decay, root", "The same with the square root of the frequency."),
     Method("tldr", "TLDR", "Words that the model is already sure of count less."),
     Method("focal", "focal (gamma 2)", "The same by another formula.", claim=False),
 )

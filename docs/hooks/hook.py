@@ -52,9 +52,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Formulas outside code become words that Markdown leaves alone; the API page lists what has no page."""
+    """Formulas outside code become words that Markdown leaves alone; the API page lists what has no page.
+
+    What a page's code has to have installed stands under its title.
+    """
     if page.file.src_uri == "api.md":
         markdown = pages.with_members(markdown)
+    markdown = pages.with_extras(markdown)
     return mathml.in_markdown(markdown)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from . import curves, results
 from .docstrings import full_name, sections, to_markdown
 from .figure import svg
-from .records import Entry, entries, sources
+from .records import Entry, entries, logit_transforms, sources
 
 DASH, TIMES = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
 CATALOGUE, CITATION = "methods/index.md", "citation.md"
@@ -25,6 +25,17 @@ _WORDS = {
     "scaled": "its own term, times one constant number of the batch",
     "global": "other terms of the batch as well",
 }
+_TERMS = {
+    "any": "terms of any kind",
+    "class": "terms with one label of several classes",
+    "binary": "terms with a yes-or-no label",
+    "token": "tokens",
+    "transition": "terms whose labels may have been changed, in a known way",
+    "region": "classes of an image, one term for each",
+    "pair": "pairs of samples",
+    "stacked": "two losses of each sample",
+    "task": "the losses of several tasks",
+}
 _EVENTS = {
     "fit": "before training (`fit`)",
     "forward": "in each training forward",
@@ -32,6 +43,13 @@ _EVENTS = {
     "epoch": "after each epoch",
     "validation": "after each validation",
 }
+_EXTRAS = {
+    "lightning": {"pytorch_lightning", "lightning", "torchmetrics", "reweigh.lightning_callbacks"},
+    "bench": {"sklearn", "scipy", "matplotlib", "reweigh.benchmarks"},
+    "torchjd": {"torchjd"},
+    "hf": {"transformers", "trl"},
+}
+"""What needs an extra, by the extra's name in pyproject.toml; "bench" brings "lightning" with it."""
 _STATE = {"clock": "how often its events came (`clock`)"}
 SHOWN_BY_MKDOCSTRINGS = ("Args", "Raises", "Returns")
 """Sections that stand under the signature; :func:`method_page` shows the others itself."""
@@ -136,7 +154,7 @@ def _figure(entry: Entry) -> str:
 
 def _facts(entry: Entry) -> str:
     built = entry.built
-    rows = [("Acts on", f"{entry.acts_on} terms")]
+    rows = [("Acts on", _TERMS[entry.acts_on])]
     if entry.detached:
         rows.append(("Weights are", entry.detached))
     if entry.scope:
@@ -177,6 +195,15 @@ def _results(entry: Entry) -> str:
     found = results.rows().get((entry.kind, entry.name), [])
     if not found:
         return ""
+    return (
+        f"## What came out\n\nThe rows of the committed [benchmarks]({_up(entry.path, 'benchmarks.md')}) in which it "
+        "takes part, losers too: paired differences to the baseline, and the time of a training step as a multiple of "
+        f"the baseline's.\n\n{_rows(found)}"
+    )
+
+
+def _rows(found: Iterable[results.Row]) -> str:
+    found = list(found)
     rows = []
     for row in found:
         time = DASH if row.relative_time is None else f"{TIMES}{row.relative_time:.2f}"
@@ -184,10 +211,7 @@ def _results(entry: Entry) -> str:
         rows.append((row.title, label, row.metric, row.baseline, f"{row.difference} {row.wins}", time))
     heads = ("data set", "row", "what counts", "baseline", "difference, [95 % interval], better in", "time per step")
     words = "\n".join(dict.fromkeys(f"- {row.label}: {row.what}" for row in found))
-    return (
-        "## What came out\n\nThe rows of the committed [benchmarks]({}) in which it takes part, losers too: paired "
-        "differences to the baseline, and the time of a training step as a multiple of the baseline's.\n\n{}\n\n{}"
-    ).format(_up(entry.path, "benchmarks.md"), table(heads, rows), words)
+    return f"{table(heads, rows)}\n\n{words}"
 
 
 def _cost(entry: Entry) -> str:
@@ -238,7 +262,8 @@ hide: [toc]
 # Catalogue
 
 {count["weighting"]} weightings and {count["objective"]} objectives. A weighting gives each loss term a number and
-composes with any criterion; an objective is a loss that is ready to call. For help with the choice see
+composes with any criterion; an objective is a loss that is ready to call. Balanced softmax and its relatives are
+[changes of the logits](#changes-of-the-logits). For help with the choice see
 [Choosing](../guides/choosing.md); to cite, see [Citation](../citation.md).
 
 <div id="catalogue-filters" hidden></div>
@@ -246,7 +271,26 @@ composes with any criterion; an objective is a loss that is ready to call. For h
 <div class="catalogue-frame" markdown="0"><table id="catalogue-table"><thead><tr>{head}</tr></thead><tbody>
 {body}
 </tbody></table></div>
+
+## Changes of the logits
+
+Not weights, so not in the table above: they go into a criterion, `CrossEntropy(logits=BalancedSoftmax(counts))`, and
+some correct for class sizes, where weights would as well. `posthoc_logit_adjustment` does the same to a model that was
+trained without. When to use which: [Choosing](../guides/choosing.md#rare-classes).
+
+{_logit_transforms()}
 """
+
+
+def _logit_transforms() -> str:
+    said = []
+    came_out: dict[tuple[str, str], results.Row] = {}
+    for cls in logit_transforms():
+        summary = to_markdown(" ".join(sections(cls.__doc__)[""].partition("\n\n")[0].split()))
+        said.append((f"[`{cls.__name__}`][reweigh.losses.{cls.__name__}]", summary))
+        for row in results.rows().get(("logits", cls.__name__), []):
+            came_out.setdefault((row.suite, row.label), row)
+    return f"{table(('in a criterion', 'in one sentence'), said)}\n\n{_rows(came_out.values())}"
 
 
 def _catalogue_row(entry: Entry) -> str:
@@ -300,6 +344,28 @@ The entries are made from the references in the docstrings: {len(users)} sources
 
 {listed}
 """
+
+
+def extras(markdown: str) -> list[str]:
+    """Extras of the package that the Python blocks of a page need."""
+    blocks = "\n".join(re.findall(r"^```py(?:thon)?\n(.*?)^```", markdown, re.M | re.S))
+    named = {name for line in re.findall(r"^\s*(?:from|import) ([\w.]+)", blocks, re.M) for name in _parents(line)}
+    found = [extra for extra, modules in _EXTRAS.items() if named & modules]
+    return [extra for extra in found if not (extra == "lightning" and "bench" in found)]
+
+
+def _parents(module: str) -> Iterator[str]:
+    parts = module.split(".")
+    return (".".join(parts[: at + 1]) for at in range(len(parts)))
+
+
+def with_extras(markdown: str) -> str:
+    """A page with a line under its title that says what to install, unless the page says so itself."""
+    wanted = [extra for extra in extras(markdown) if f"[{extra}]" not in markdown]
+    if not wanted:
+        return markdown
+    line = f"The code of this page needs `pip install '.[{','.join(wanted)}]'`."
+    return re.sub(r"^(# .+)$", rf"\1\n\n*{line}*", markdown, count=1, flags=re.M)
 
 
 def unbroken(html: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 from reweigh import losses, weighting
 from reweigh.losses import Objective
 from reweigh.losses.criteria.joint import Joint
+from reweigh.losses.logits import LogitTransform
 from reweigh.weighting.base import Weighting
 from reweigh.weighting.dynamics import dynamics
 from reweigh.weighting.registry import Method
@@ -153,6 +155,13 @@ def _found() -> Iterator[Entry]:
             cls = registry.get(name)
             if cls.__module__.startswith("reweigh."):
                 yield Entry(registry.kind, name, cls, registry.record(name))
+
+
+def logit_transforms() -> list[type[LogitTransform]]:
+    """Public changes of the logits. They have no registry, because a criterion takes them as objects."""
+    public = (getattr(losses, name) for name in losses.__all__)
+    found = [one for one in public if isinstance(one, type) and issubclass(one, LogitTransform)]
+    return [cls for cls in found if not inspect.isabstract(cls)]
 
 
 @cache

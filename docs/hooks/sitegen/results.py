@@ -26,7 +26,7 @@ from reweigh.benchmarks.summary import signed
 from reweigh.losses import Objective
 from reweigh.losses.criteria.joint import Joint
 
-from .records import entries
+from .records import entries, logit_transforms
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,9 @@ def parts(module: nn.Module) -> Iterator[nn.Module]:
 
 @cache
 def rows() -> dict[tuple[str, str], list[Row]]:
-    """Rows by (kind, name) of the registered classes that take part in them, in the order of the suites."""
+    """Rows by (kind, name) of the classes that take part in them, in the order of the suites."""
     by_class = {entry.cls: (entry.kind, entry.name) for entry in entries()}
+    by_class |= {cls: ("logits", cls.__name__) for cls in logit_transforms()}
     found: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for name, kind in SUITES.items():
         if not (RESULTS / f"{name}.json").exists():
