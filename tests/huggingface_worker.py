@@ -1,5 +1,6 @@
 """One of two ranks that train with Hugging Face's Trainer: ``huggingface_worker.py NAME FOLDER``."""
 
+import gc
 import os
 import sys
 import warnings
@@ -40,4 +41,5 @@ if __name__ == "__main__":
     where = Path(sys.argv[2])
     found = train(sys.argv[1], where, per_device_train_batch_size=2, gradient_accumulation_steps=2, ddp_backend="gloo")
     torch.save(found, where / f"rank{os.environ['RANK']}.pt")
+    gc.collect()  # what DDP holds in cycles must not outlive its group
     torch.distributed.destroy_process_group()

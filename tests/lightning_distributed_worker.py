@@ -1,5 +1,6 @@
 """One rank of test_lightning_distributed.py; the ranks find each other by Lightning's environment variables."""
 
+import gc
 import os
 import sys
 import warnings
@@ -165,4 +166,5 @@ if __name__ == "__main__":
     trap(rank, out)
     torch.save(out, Path(sys.argv[1]) / f"rank{rank}.pt")
     dist.barrier()
+    gc.collect()  # what DDP holds in cycles must not outlive its group
     dist.destroy_process_group()

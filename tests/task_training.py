@@ -4,6 +4,7 @@ As a script it is one rank: ``python task_training.py RANK WORLD INIT_FILE OUT``
 """
 
 import copy
+import gc
 import io
 import sys
 from datetime import timedelta
@@ -173,6 +174,7 @@ def main(runs, rank, world, init, out):
             )
     torch.save({str(key): value for key, value in results.items()}, out)
     dist.barrier()
+    gc.collect()  # what DDP holds in cycles must not outlive its group
     dist.destroy_process_group()
 
 

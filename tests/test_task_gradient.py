@@ -3,6 +3,7 @@
 As a script it is one rank: ``python test_task_gradient.py RANK WORLD INIT_FILE OUT``.
 """
 
+import gc
 import io
 import sys
 from datetime import timedelta
@@ -718,6 +719,7 @@ def main(rank, world, init, out):
     results = {str(run): training(*run, rank, world) for run in RUNS}
     torch.save({"runs": results, "refused": refused(), "calls": communicated()}, out)
     dist.barrier()
+    gc.collect()  # what DDP holds in cycles must not outlive its group
     dist.destroy_process_group()
 
 

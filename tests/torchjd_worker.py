@@ -1,5 +1,6 @@
 """One rank of test_torchjd.py: ``python torchjd_worker.py WHAT RANK WORLD INIT_FILE OUT``."""
 
+import gc
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -185,6 +186,7 @@ if __name__ == "__main__":
         found = {sync: lightning(root, rank, sync) for sync in ("weights", "jacobian")}
         torch.save(found, root / f"rank{rank}.pt")
         dist.barrier()
+        gc.collect()  # what DDP holds in cycles must not outlive its group
         dist.destroy_process_group()
         sys.exit()
     what, rank, world, init, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
@@ -200,4 +202,5 @@ if __name__ == "__main__":
         results["unknown parameters"] = refusal("IMTLG", "jacobian")
     torch.save(results, out)
     dist.barrier()
+    gc.collect()  # what DDP holds in cycles must not outlive its group
     dist.destroy_process_group()

@@ -3,6 +3,7 @@
 The same functions with ``world=1`` are the single process that the ranks are compared with.
 """
 
+import gc
 import sys
 from datetime import timedelta
 
@@ -131,6 +132,7 @@ def main(rank, world, init, out):
     results["calls"] = count_reductions()
     torch.save(results, out)
     dist.barrier()
+    gc.collect()  # what DDP holds in cycles must not outlive its group
     dist.destroy_process_group()
 
 

@@ -3,6 +3,7 @@
 The same functions with ``world=1`` are the single process that the ranks are compared with.
 """
 
+import gc
 import sys
 from datetime import timedelta
 
@@ -125,6 +126,7 @@ def main(part, rank, world, init, out):
     )
     torch.save({"accumulation": accumulation, "counting": counting}[part](rank, world), out)
     dist.barrier()
+    gc.collect()  # what DDP holds in cycles must not outlive its group
     dist.destroy_process_group()
 
 

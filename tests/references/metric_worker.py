@@ -3,6 +3,7 @@
 The same functions with ``world=1`` are the single process on the joined batch that the ranks are compared with.
 """
 
+import gc
 import sys
 from datetime import timedelta
 
@@ -112,6 +113,7 @@ def main(rank, world, init, out):
     results["refusals"] = refusals(rank, world)
     torch.save(results, out)
     dist.barrier()
+    gc.collect()  # what DDP holds in cycles must not outlive its group
     dist.destroy_process_group()
 
 
