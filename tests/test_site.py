@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from reweigh import losses, weighting
+from reweigh.benchmarks.speed.methods import measure
 from reweigh.weighting import Focal, Weighting
 from reweigh.weighting.registry import Method
 
@@ -307,6 +308,17 @@ def test_pages_say_which_extras_their_code_needs():
     said = page.replace("Text.", "It needs `pip install '.[bench]'`.")
     assert pages.with_extras(said) == said
     assert pages.extras("```text\nimport sklearn\n```\n") == []
+
+
+def test_every_method_has_a_measured_cost_and_nothing_else_has():
+    rows = json.loads(results.METHODS.read_text(encoding="utf-8"))["rows"]
+    assert {f"{row['kind']}/{row['method']}" for row in rows} == set(NAMES)
+    for kind, name in (("weighting", "coba"), ("objective", "circle_classification")):
+        fresh = measure(kind, name, rounds=1)  # one that has no second size, and one that has no plain criterion
+        recorded = results.costs(kind, name)
+        assert [row["samples"] for row in fresh] == [row.samples for row in recorded]
+        assert [row["plain"] for row in fresh] == [row.plain for row in recorded]
+        assert all(0 < row["microseconds"] < 1e6 for row in fresh)
 
 
 def test_changes_of_the_logits_are_in_the_catalogue(generated):
