@@ -50,8 +50,10 @@ class TokenFrequencyLoss(Metric):
 
     .. math:: \bar\ell_b = \frac{\sum_i n_i\,[\,v_i \in b\,]\,\ell_i}{\sum_i n_i\,[\,v_i \in b\,]}
 
-    - :math:`\ell_i`: loss of label :math:`v_i` (unweighted: ``objective.terms(...).loss`` of a plain one);
-      :math:`n_i`: how many it stands for, 0 where it does not count
+    - :math:`\ell_i`: loss of label :math:`v_i`; :math:`n_i`: how many it stands for, 0 where it does not count
+
+    Unweighted losses of a causal model, with the first label of a row, which nothing predicts, left out:
+    ``terms = CausalLM().terms(logits, labels)``, then ``metric.update(terms.loss, labels, terms.counts())``.
 
     A mean over all tokens is mostly a mean over frequent ones, and hides how much is lost on the others. nan for a bin
     that was not seen. ``bin_of`` tells the bin of each token.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any, Literal, final
 
@@ -40,7 +41,8 @@ class Accumulator(Configured, nn.Module):
     It has no state that is saved: what a step has collected so far is forgotten with the step.
 
     Exact where a term's weight depends on its own sample, on class tables and on learned state. A weighting that
-    compares the terms of a call (``normalize()``, ``pooled("batch")``) sees one micro-batch at a time, as ever.
+    compares the terms of a call (``normalize()``, ``pooled("batch")``) sees one micro-batch at a time, as ever; a
+    warning says so.
 
     Args:
         objective: With a scalar reduction that adds up over samples: ``"mean"``, ``"weighted_mean"``, ``"batch_mean"``,
@@ -104,6 +106,12 @@ class Accumulator(Configured, nn.Module):
                     f"got reduction {inner.reduction.name!r}"
                 )
             inner = inner.criterion
+        if weighting is not None and weighting.scope != "local":
+            warnings.warn(
+                f"Accumulator: {weighting!r} compares the terms of a call, so every micro-batch is weighed for itself, "
+                "and the result is not exactly that of the joined batch; leave out normalize() and the like",
+                stacklevel=3,
+            )
         self.objective = objective
         self.gradients = check_choice(self, "gradients", gradients, ("averaged", "summed"))
         self._calls = 0

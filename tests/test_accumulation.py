@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 from importlib import import_module
 
 import pytest
@@ -313,3 +314,12 @@ def test_total_weight_needs_its_own_parts():
     loss.weighting = PowerLawDecay(COUNTS).clip(max=1.0)
     with pytest.raises(TypeError, match="total_weight needs its own criterion and weighting"):
         loss.total_weight(torch.tensor([[0, 1]]))
+
+
+def test_weights_that_compare_the_terms_of_a_call_are_warned_of():
+    with pytest.warns(UserWarning, match=r"Accumulator: Normalize\(.* compares the terms of a call") as found:
+        Accumulator(Objective(CrossEntropy(), Focal(1.0).normalize()))
+    assert found[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Accumulator(Objective(CrossEntropy(), Focal(1.0)))

@@ -99,7 +99,8 @@ class PowerLawDecay(CountTable):
     Args:
         counts: Occurrences per token, >= 0, such as :func:`~reweigh.weighting.token_counts` gives; ``None`` to receive
             them by the ``fit`` event.
-        alpha: Exponent, finite, or a schedule. Default 1.0 (authors' code).
+        alpha: Exponent, finite, or a schedule. Default 1.0 (authors' code), which makes frequent words very light:
+            begin with 0.25.
         eps: Added to the counts, > 0. Default 1.0 (ours).
         normalize: ``"none"`` (the authors' code, which divides by the sum of weights instead), ``"classes"``: the mean
             over tokens seen is 1, ``"samples"``: the mean over the counted text is 1.

@@ -24,6 +24,7 @@ RARE = 20
 PROMPTS, PROMPT, LENGTH = 48, 8, 60
 """Continuations, words that each is given, and words that it is asked for."""
 
+ALPHA = 0.25
 METHODS = (
     Method("ce", "cross-entropy (CE)", "Plain training: every word counts the same."),
     Method(
@@ -33,8 +34,12 @@ METHODS = (
         claim=False,
         trained=False,
     ),
-    Method("pdl", "power-law decay (PDL)", "Words count in inverse proportion to a small power of their frequency."),
-    Method("pdl_half", "power-law decay, root", "The same with the square root of the frequency."),
+    Method(
+        "pdl",
+        f"power-law decay {ALPHA:g}",
+        f"Words count in inverse proportion to their frequency to the power of {ALPHA:g} (PDL).",
+    ),
+    Method("pdl_half", "power-law decay 0.5", "The same with the square root of the frequency."),
     Method("tldr", "TLDR", "Words that the model is already sure of count less."),
     Method("focal", "focal (gamma 2)", "The same by another formula.", claim=False),
 )
@@ -65,7 +70,7 @@ METRICS = (
 )
 OWN: Mapping[str, Mapping[str, Any]] = {
     "posthoc_la": {"tau": 0.5},
-    "pdl": {"alpha": 0.25},
+    "pdl": {"alpha": ALPHA},
     "pdl_half": {"alpha": 0.5},
     "focal": {"gamma": 2.0},
 }

@@ -63,8 +63,13 @@ def word(latex: str, *, block: bool = False) -> str:
 
 
 def drawn(html: str) -> str:
-    """HTML with every such word replaced by MathML."""
-    return _WORD.sub(lambda found: mathml(bytes.fromhex(found[2]).decode(), block=found[1] == "block"), html)
+    """HTML with every such word replaced by MathML; a wide formula scrolls in a frame of its own."""
+
+    def one(found: re.Match[str]) -> str:
+        latex = bytes.fromhex(found[2]).decode()
+        return mathml(latex) if found[1] == "inline" else f'<span class="formula">{mathml(latex, block=True)}</span>'
+
+    return _WORD.sub(one, html)
 
 
 def in_markdown(text: str) -> str:
