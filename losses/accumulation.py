@@ -110,7 +110,7 @@ class Accumulator(Configured, nn.Module):
             warnings.warn(
                 f"Accumulator: {weighting!r} compares the terms of a call, so every micro-batch is weighed for itself, "
                 "and the result is not exactly that of the joined batch; leave out normalize() and the like",
-                stacklevel=3,
+                stacklevel=2,
             )
         self.objective = objective
         self.gradients = check_choice(self, "gradients", gradients, ("averaged", "summed"))
