@@ -154,7 +154,7 @@ def _figure(entry: Entry) -> str:
 
 def _facts(entry: Entry) -> str:
     built = entry.built
-    rows = [("Acts on", _TERMS[entry.acts_on])]
+    rows = [("Acts on", "; ".join(_TERMS[kind] for kind in entry.kinds))]
     if entry.detached:
         rows.append(("Weights are", entry.detached))
     if entry.scope:
@@ -300,7 +300,7 @@ def _catalogue_row(entry: Entry) -> str:
     needs, events = entry.needs or ["nothing more"], entry.events or ["never"]
     data = {
         "kind": entry.kind,
-        "acts": entry.acts_on,
+        "acts": " ".join(entry.kinds),
         "needs": " ".join(name.replace(" ", "_") for name in needs),
         "update": " ".join(events),
         "year": str(entry.year or ""),
@@ -311,7 +311,7 @@ def _catalogue_row(entry: Entry) -> str:
         f'<a href="{link}">{entry.cls.__name__}</a>',
         entry.kind,
         summary,
-        entry.acts_on,
+        ", ".join(entry.kinds),
         reads,
         ", ".join(events),
         str(entry.year or DASH),

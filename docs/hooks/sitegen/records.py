@@ -10,7 +10,7 @@ from functools import cache, cached_property
 from typing import Any
 
 from reweigh import losses, weighting
-from reweigh.losses import Objective
+from reweigh.losses import CausalLM, Objective
 from reweigh.losses.criteria.joint import Joint
 from reweigh.losses.logits import LogitTransform
 from reweigh.weighting.base import Weighting
@@ -93,6 +93,14 @@ class Entry:
             known = {"loss", "group", "index"} | set(self.built.example_stats(1))
             return self.record.acts_on if self.built.needs - known else "any"
         return self.record.acts_on
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kinds of terms it works on: what reads nothing but a label and its probability works on tokens as well."""
+        if self.acts_on != "class" or not isinstance(self.built, Weighting):
+            return [self.acts_on]
+        known = CausalLM().provides | {"loss", "group"} | set(self.built.example_stats(1))
+        return ["class"] if self.built.needs - known else ["class", "token"]
 
     @property
     def state(self) -> list[str]:
