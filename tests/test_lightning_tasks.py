@@ -789,7 +789,7 @@ def test_the_script_of_the_page_killed_and_run_again_ends_with_the_same_bits(blo
     assert logged == set(re.findall(r"`(reweigh/[^`]+)`", PAGE.read_text(encoding="utf-8")))
 
 
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", [1, 2, 3])
 def test_the_other_blocks_of_the_page(blocks, tmp_path, monkeypatch, number):
     monkeypatch.chdir(tmp_path)
     page = types.ModuleType("train")
@@ -798,5 +798,5 @@ def test_the_other_blocks_of_the_page(blocks, tmp_path, monkeypatch, number):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's, about the size of the example
         exec(compile(blocks[number], str(PAGE), "exec"), page.__dict__)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     assert len({round(weight.item(), 6) for weight in page.model.loss.weights.values()}) == 3
