@@ -53,8 +53,9 @@ class WeightingCallback(LightningCallback):
     ===============  =====================================================  ===========================================
 
     Events act before ``ModelCheckpoint`` saves at the same hook, and each acts once, however often a resumed Trainer
-    repeats its hook: training that continues from any end-of-epoch checkpoint gives the same bits as training that was
-    never interrupted. All ranks send the same events; what they have seen is added in one all-reduce per event.
+    repeats its hook: training without random steps that continues from any end-of-epoch checkpoint gives the same bits
+    as training that was never interrupted (Lightning does not save random state). All ranks send the same events;
+    what they have seen is added in one all-reduce per event.
 
     - A file saved on an epoch's last batch, before its validation: Lightning makes up for neither the end of the epoch
       nor the validation. The epoch event is sent at the next epoch's start, the ``validation`` event is lost.

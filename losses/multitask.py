@@ -138,7 +138,8 @@ class MultiTaskLoss(Objective):
             losses: Scalar losses by task name; tasks that are missing are absent. Or a ``(K,)`` tensor.
             mask: Which tasks count, by name or as a ``(K,)`` bool tensor. Masked means removed.
             counts: How many samples each loss is the mean of, by name or ``(K,)``: makes means over micro-batches,
-                epochs and ranks exact. 0 is absent.
+                epochs and ranks exact. 0 is absent, but the loss stays in the graph: what is NaN in it has a NaN
+                gradient. Leave such a task out, or mask it.
             shared: For weightings that look at gradients (:class:`~reweigh.weighting.GradNorm`): parameters of the
                 last shared layer, or the activations that it gives (dimension 0 counts samples); a tensor or several.
                 In training each present task takes one partial backward pass down to it. Otherwise ignored.
