@@ -361,8 +361,8 @@ def _parents(module: str) -> Iterator[str]:
 
 def with_extras(markdown: str) -> str:
     """A page with a line under its title that says what to install, unless the page says so itself."""
-    wanted = [extra for extra in extras(markdown) if f"[{extra}]" not in markdown]
-    if not wanted:
+    wanted = extras(markdown)
+    if all(f"[{extra}]" in markdown for extra in wanted):
         return markdown
     line = f"The code of this page needs `pip install '.[{','.join(wanted)}]'`."
     return re.sub(r"^(# .+)$", rf"\1\n\n*{line}*", markdown, count=1, flags=re.M)
