@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
-import platform
 import random
 import statistics
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .cases import Case, Loss, cases
+from .clock import record, seconds
 from .memory import held_at_most
 
 
@@ -27,15 +24,9 @@ def once(loss: Loss, case: Case) -> None:
     loss(logits, case.target).backward()  # type: ignore[no-untyped-call]
 
 
-def seconds(loss: Loss, case: Case, calls: int) -> float:
+def least_seconds(loss: Loss, case: Case, calls: int) -> float:
     """Thread CPU time of one call: the least of a few blocks of calls."""
-    best = float("inf")
-    for _ in range(3):
-        start = time.thread_time()
-        for _ in range(calls):
-            once(loss, case)
-        best = min(best, (time.thread_time() - start) / calls)
-    return best
+    return min(seconds(lambda: once(loss, case), calls) for _ in range(3))
 
 
 def peak_bytes(loss: Loss, case: Case) -> int:
@@ -54,7 +45,7 @@ def measure(case: Case, rounds: int) -> list[dict[str, Any]]:
     try:
         for _ in range(rounds):
             for name in random.sample(list(case.losses), len(case.losses)):
-                times[name].append(seconds(case.losses[name], case, calls))
+                times[name].append(least_seconds(case.losses[name], case, calls))
     finally:
         gc.enable()
     floor = times[next(iter(case.losses))]
@@ -99,13 +90,7 @@ def main() -> None:
         )
     Console().print(table)
     if options.out:
-        about = {
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "allocator": "tuned" if os.environ.get("GLIBC_TUNABLES") else "default",
-        }
-        Path(options.out).write_text(json.dumps({"environment": about, "rows": rows}, indent=1) + "\n")
+        record(options.out, rows, allocator="tuned" if os.environ.get("GLIBC_TUNABLES") else "default")
 
 
 if __name__ == "__main__":

@@ -12,10 +12,8 @@ import importlib
 import json
 import math
 import os
-import platform
 import random
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +29,7 @@ from torch.nn import functional
 from reweigh.losses import LinearCrossEntropy, Objective
 from reweigh.weighting import KLDRO, TLDR, CVaR, Focal, PowerLawDecay, Weighting
 
+from .clock import record, seconds
 from .memory import held_at_most
 
 Call = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -200,9 +199,7 @@ def once(call: Call, inputs: tuple[Tensor, Tensor, Tensor]) -> float:
         end.record()
         torch.cuda.synchronize()
         return float(begin.elapsed_time(end)) / 1e3
-    start = time.thread_time()
-    call(*inputs).backward()  # type: ignore[no-untyped-call]
-    return time.thread_time() - start
+    return seconds(lambda: call(*inputs).backward(), 1)  # type: ignore[no-untyped-call]
 
 
 def peak_bytes(call: Call, inputs: tuple[Tensor, Tensor, Tensor]) -> int:
@@ -328,13 +325,9 @@ def main() -> None:
         )
     Console(width=150).print(table)
     if options.out:
-        about = {
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine() if options.device == "cpu" else torch.cuda.get_device_name(),
-            "allocator": "tuned" if os.environ.get("GLIBC_TUNABLES") else "default",
-        }
-        Path(options.out).write_text(json.dumps({"environment": about, "rows": rows}, indent=1) + "\n")
+        more = {} if options.device == "cpu" else {"machine": torch.cuda.get_device_name()}
+        more["allocator"] = "tuned" if os.environ.get("GLIBC_TUNABLES") else "default"
+        record(options.out, rows, **more)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,13 @@
 A call is forward, backward and the step's event, as a training loop makes them. It is measured beside the same call of
 the plain criterion that the method's terms come from (:data:`reweigh.losses.conformance.CRITERION_FOR`), on the same
 inputs: those of the conformance suite, with four classes, in float32. With more classes the criterion costs more and a
-weighting of terms does not. Methods are found in the registries. Time is CPU
-time of one thread, the two calls taking turns; nothing is asserted.
+weighting of terms does not. Methods are found in the registries. Time is CPU time of one thread, the two calls taking
+turns; nothing is asserted.
 """
 
 from __future__ import annotations
 
 import gc
-import json
-import platform
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +26,8 @@ from reweigh.losses import BinaryCrossEntropy, Objective
 from reweigh.losses.conformance import CRITERION_FOR, example_meta, ready
 from reweigh.weighting.registry import Method
 
+from .clock import record, seconds
+
 OUT = Path(__file__).parent / "results" / "methods.json"
 SAMPLES = (64, 16384)
 IN_PAIRS = (64, 512)
@@ -38,13 +37,13 @@ IN_PAIRS = (64, 512)
 def subject(kind: str, name: str, size: int) -> tuple[Objective, Method]:
     """The objective to measure, with tables for as many samples as a batch brings, and its record."""
     registry: Any = losses.registry if kind == "objective" else weighting.registry
-    record: Method = registry.record(name)
-    given: Mapping[str, Any] = record.examples[0]
+    method: Method = registry.record(name)
+    given: Mapping[str, Any] = method.examples[0]
     if "num_samples" in given:
         listed = {key: value * (size // len(value)) for key, value in given.items() if key == "weights"}
         given = {**given, **listed, "num_samples": size}
     made = registry.create(name, **given)
-    return ready(made if kind == "objective" else Objective(CRITERION_FOR[record.acts_on](), made)), record
+    return ready(made if kind == "objective" else Objective(CRITERION_FOR[method.acts_on](), made)), method
 
 
 def plain(objective: Objective, acts_on: str) -> Objective | None:
@@ -85,14 +84,6 @@ def caller(objective: Objective, size: int, *, bare: bool = False) -> Callable[[
         step += 1
 
     return call
-
-
-def seconds(call: Callable[[], None], calls: int) -> float:
-    """Thread CPU time of one call, over a block of them."""
-    start = time.thread_time()
-    for _ in range(calls):
-        call()
-    return (time.thread_time() - start) / calls
 
 
 def measure(kind: str, name: str, rounds: int) -> list[dict[str, Any]]:
@@ -157,8 +148,7 @@ def main() -> None:
             ),
         )
     Console().print(table)
-    about = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
-    Path(options.out).write_text(json.dumps({"environment": about, "rows": rows}, indent=1) + "\n")
+    record(options.out, rows)
 
 
 if __name__ == "__main__":

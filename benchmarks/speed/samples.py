@@ -8,12 +8,9 @@ CPU time of one thread, in rounds that go through all tables in a new order; not
 from __future__ import annotations
 
 import gc
-import json
-import platform
 import random
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,8 @@ from rich.table import Table
 
 from reweigh.weighting import AdaWAC, LossTerms
 from reweigh.weighting.sample import note
+
+from .clock import record, seconds
 
 SIZES = [10**5, 10**6, 10**7]
 BATCH = 1024
@@ -64,14 +63,6 @@ def steppers(subject: AdaWAC, size: int, batch: int) -> dict[str, Callable[[], A
     return dict(zip(MEASURED, (table, update, weigh), strict=True))
 
 
-def microseconds(step: Callable[[], Any], calls: int) -> float:
-    """Thread CPU time of one call, over a block of them."""
-    start = time.thread_time()
-    for _ in range(calls):
-        step()
-    return 1e6 * (time.thread_time() - start) / calls
-
-
 def checkpoint_bytes(subject: AdaWAC) -> int:
     """Size of a checkpoint of the weighting alone."""
     with tempfile.TemporaryDirectory() as folder:
@@ -88,13 +79,13 @@ def measure(sizes: list[int], batch: int, rounds: int, calls: int, folder: str |
     times: dict[tuple[int, str | None], dict[str, list[float]]] = {key: {n: [] for n in MEASURED} for key in steps}
     for own in steps.values():
         for step in own.values():
-            microseconds(step, 64)
+            seconds(step, 64)
     gc.disable()
     try:
         for _ in range(rounds):
             for key in random.sample(list(steps), len(steps)):
                 for name, step in steps[key].items():
-                    times[key][name].append(microseconds(step, calls))
+                    times[key][name].append(1e6 * seconds(step, calls))
     finally:
         gc.enable()
     return [
@@ -136,8 +127,7 @@ def main() -> None:
             f"{row['checkpoint_bytes'] / 2**20:.1f} MiB",
         )
     Console().print(table)
-    about = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
-    Path(options.out).write_text(json.dumps({"environment": about, "rows": rows}, indent=1) + "\n")
+    record(options.out, rows)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,8 @@ one thread, in rounds that go through all weightings in a new order; nothing is 
 from __future__ import annotations
 
 import gc
-import json
-import platform
 import random
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,8 @@ from torch.profiler import ProfilerActivity, profile
 from reweigh import weighting
 from reweigh.weighting import LossTerms, TaskWeighting
 from reweigh.weighting.conformance import task_terms
+
+from .clock import record, seconds
 
 TASKS = (2, 8, 64)
 OUT = Path(__file__).parent / "results" / "tasks.json"
@@ -71,14 +70,6 @@ def stepper(subject: TaskWeighting) -> Callable[[], Tensor]:
             return subject.weigh(terms)
 
     return step
-
-
-def seconds(step: Callable[[], Tensor], calls: int) -> float:
-    """Thread CPU time of one step, over a block of them."""
-    start = time.thread_time()
-    for _ in range(calls):
-        step()
-    return (time.thread_time() - start) / calls
 
 
 def host_reads(step: Callable[[], Tensor]) -> int:
@@ -142,8 +133,7 @@ def main() -> None:
             str(max(row["host_reads"] for row in own.values())),
         )
     Console().print(table)
-    about = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
-    Path(options.out).write_text(json.dumps({"environment": about, "rows": rows}, indent=1) + "\n")
+    record(options.out, rows)
 
 
 if __name__ == "__main__":
