@@ -127,7 +127,7 @@ class DigitsLTNoisy(Suite):
         "Forward correction is told the share of wrong labels and small-loss selection might be; the others are told "
         "nothing.",
         "To a bounded loss a rare class looks like a wrong label: look at the column of the rarest digits, which "
-        "absolute error does not learn at all.",
+        "absolute error hardly learns.",
     )
     methods = (
         Method("ce", "cross-entropy (CE)", "Plain training: every label is believed."),

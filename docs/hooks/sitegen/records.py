@@ -87,20 +87,18 @@ class Entry:
         return [event for event in ("fit", "forward", "step", "epoch", "validation") if event in found]
 
     @property
-    def acts_on(self) -> str:
-        """What its terms are; "any" where a weighting reads nothing that only some criteria know."""
-        if isinstance(self.built, Weighting) and self.record.acts_on == "class":
-            known = {"loss", "group", "index"} | set(self.built.example_stats(1))
-            return self.record.acts_on if self.built.needs - known else "any"
-        return self.record.acts_on
-
-    @property
     def kinds(self) -> list[str]:
-        """Kinds of terms it works on: what reads nothing but a label and its probability works on tokens as well."""
-        if self.acts_on != "class" or not isinstance(self.built, Weighting):
-            return [self.acts_on]
-        known = CausalLM().provides | {"loss", "group"} | set(self.built.example_stats(1))
-        return ["class"] if self.built.needs - known else ["class", "token"]
+        """Kinds of terms it works on, by what it reads beside what a call brings.
+
+        "any" where that is nothing; tokens as well where it is only a label and its probability.
+        """
+        acts_on = self.record.acts_on
+        if not isinstance(self.built, Weighting) or acts_on != "class":
+            return [acts_on]
+        reads = self.built.needs - {"loss", "group"} - set(self.built.example_stats(1))
+        if reads <= {"index"}:
+            return ["any"]
+        return ["class", "token"] if reads <= CausalLM().provides else ["class"]
 
     @property
     def state(self) -> list[str]:
